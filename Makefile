@@ -1,0 +1,72 @@
+# make report | test | check | book | figures | publish | lock | clean; variables: DATASET STUDY PYTHON
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+endif
+STUDY  ?= quick
+VENV   := .venv
+STAMP  := $(VENV)/.made-from-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help install report test check book figures publish lock clean
+
+help:
+	@echo "make report   train the quick study (7 heads, a few minutes) and build the book from it"
+	@echo "make test     the notebooks' tests, then pytest"
+	@echo "make check    what a change must pass: export in step, tests, the book without a warning"
+	@echo "make book     the book alone      make figures   CRNet and the scans, drawn"
+	@echo "make publish  copy a study's records to results/      make lock   renew requirements.lock"
+	@echo "make clean    remove the built book; runs and .venv stay"
+	@echo "DATASET=digits trains on another set; STUDY=report another study; PYTHON=python3.12 another Python"
+
+# The environment is made from the lock file; its stamp carries the checksum, so that it is used again while that is the same.
+install: $(STAMP)
+
+$(STAMP):
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Making $(VENV) with $(PYTHON): about 7 GB and a few minutes, once."
+	@rm -f $(VENV)/.made-from-*
+	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu, python3-venv must be installed."; exit 1; }
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# The book is built whatever the study's end, so that a failed experiment is seen there.
+report: $(STAMP)
+	@study=0; thesis-ltc study $(STUDY) $(if $(DATASET),--set data=$(DATASET)) || study=$$?; \
+	book=0; thesis-ltc book || book=$$?; \
+	test $$study -eq 0 || echo "make report: the study $(STUDY) is not complete; what failed is named above and shown as failed in the book"; \
+	test $$book -eq 0 || echo "make report: the book has faults, named above"; \
+	test $$study -eq 0 -a $$book -eq 0
+
+test: $(STAMP)
+	@notebooks=0; OMP_NUM_THREADS=1 nbdev_test --n_workers 2 || notebooks=$$?; \
+	test $$notebooks -eq 0 || echo "make test: a notebook's test failed, see above"; \
+	pytest -q && exit $$notebooks
+
+check: $(STAMP)
+	nbdev_export
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	nbdev_clean
+	git diff --exit-code -- nbs thesis_ltc
+	thesis-ltc book
+	pytest -q
+
+book: $(STAMP)
+	@thesis-ltc book
+
+figures: $(STAMP)
+	@thesis-ltc figures
+
+publish: $(STAMP)
+	@thesis-ltc publish $(STUDY)
+
+# The set that is installed becomes the lock; wheels for NVIDIA's GPUs exist for Linux on x86-64 alone.
+lock: $(STAMP)
+	@{ echo "# The exact set that the book was built with. Written by 'make lock' from the installed packages, $$(python -V)."; \
+	   python -m pip freeze --disable-pip-version-check --exclude-editable --exclude thesis_ltc \
+	   | sed -E '/^(nvidia-|cuda-|triton==)/ s/$$/ ; sys_platform == "linux" and platform_machine == "x86_64"/'; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+	@touch $(VENV)/.made-from-$$(cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+
+clean:
+	rm -rf _build appendix

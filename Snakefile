@@ -1,0 +1,46 @@
+# A study's graph: one job an experiment, all its seeds inside. Started by `thesis-ltc study NAME`,
+# which writes the plan that is read here, so that nothing heavy is imported to build the graph.
+#
+# What must survive a failure is no declared output: Snakemake deletes the outputs of a failed job. The runs are
+# untracked, the executed notebook is a log, and the only output is a mark that every seed has its record.
+import json
+from pathlib import Path
+
+with open(config["plan"], encoding="utf-8") as file:
+    PLAN = json.load(file)
+RUNS = Path(PLAN["runs"]).absolute()
+CELLS = {cell["id"]: cell for cell in PLAN["cells"]}
+
+
+def records(cell):
+    return [RUNS / cell["id"] / f"seed{seed}" / "record.json" for seed in cell["seeds"]]
+
+
+for cell in PLAN["cells"]:  # a mark whose records were deleted marks nothing
+    if not all(record.exists() for record in records(cell)):
+        (RUNS / cell["id"] / "complete").unlink(missing_ok=True)
+
+
+wildcard_constraints:
+    experiment=r"[^/]+",
+
+
+rule all:
+    input:
+        expand(f"{RUNS}/{{experiment}}/complete", experiment=list(CELLS)),
+
+
+rule experiment:
+    output:
+        touch(f"{RUNS}/{{experiment}}/complete"),
+    log:
+        notebook=f"{RUNS}/{{experiment}}/run.ipynb",
+        text=f"{RUNS}/{{experiment}}/run.log",
+    threads: lambda wildcards: CELLS[wildcards.experiment]["threads"] or workflow.cores
+    resources:
+        gpu=lambda wildcards: int(CELLS[wildcards.experiment]["device"] == "cuda"),
+    params:
+        python=PLAN["python"],
+        values=lambda wildcards: f"{RUNS}/{wildcards.experiment}/experiment.json",
+    shell:
+        "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} > {log.text:q} 2>&1"

@@ -1,0 +1,22 @@
+"""What the tests share: the repository's root, a tiny experiment, and where real data lies."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"data": "digits", "head": "ncp-z", "image_size": 136, "width": 0.125, "limit": 40, "batch_size": 20, "threads": 1, "precision": "float32"}
+
+
+@pytest.fixture
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def real_data() -> Path:
+    "The folder of real image sets; skips where there is none."
+    folder = os.environ.get("THESIS_LTC_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("THESIS_LTC_DATA names no folder of real images")
+    return Path(folder)

@@ -1,0 +1,117 @@
+"""A small book, built, broken and mended with the real configuration."""
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from thesis_ltc import book
+from thesis_ltc.files import atomic_write, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.timeout(240)
+TOC = """\
+format: jb-book
+root: nbs/index
+parts:
+  - caption: Pages
+    chapters:
+      - file: nbs/other
+      - file: nbs/prose-0
+      - file: nbs/prose-1
+      - file: nbs/prose-2
+      - file: nbs/experiments
+        sections:
+          - glob: appendix/*
+"""
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+
+
+def write_page(path: Path, title: str, *sources: str) -> None:
+    cells = [new_markdown_cell(f"# {title}\n\n$x^2$ {{cite:p}}`lechner2020neural`", id="title")]
+    cells += [new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(sources)]
+    cells += [new_markdown_cell("```{bibliography}\n```", id="bibliography")] if title == "Experiments" else []
+    atomic_write(path, nbformat.writes(new_notebook(cells=cells, metadata=KERNEL)))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    "A book: one page reads records, one counts its executions, one lists the experiments; with prose, enough to be read in parallel."
+    root = tmp_path_factory.mktemp("small")
+    for name in ("_config.yml", "references.bib", "figures/book.css"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    atomic_write(root / "_toc.yml", TOC)
+    reads = "#| inputs: runs/*/seed*/record.json\nfrom pathlib import Path\nimport json"
+    tells = "#| echo: false\nprint('scores', sorted(json.loads(p.read_text()) for p in Path('..').glob('runs/*/seed*/record.json')))"
+    write_page(root / "nbs" / "index.ipynb", "Start", "#| default_exp files", reads, tells, "#| hide\nprint('nobody sees this')")
+    counts = "from pathlib import Path\ncount = Path('../count')\ncount.write_text(count.read_text() + 'x' if count.exists() else 'x')"
+    write_page(root / "nbs" / "other.ipynb", "Other", f"#| export\n{counts}")
+    for number in range(3):
+        write_page(root / "nbs" / f"prose-{number}.ipynb", f"Prose {number}")
+    write_page(root / "nbs" / "experiments.ipynb", "Experiments", "'executed once for each study'")
+    return root
+
+
+def text_of(root: Path, page: str) -> str:
+    html = (root / "_build" / "html" / f"{page}.html").read_text(encoding="utf-8")
+    return re.sub(r"<[^>]+>", "", html.split("<main", 1)[1].split("</main>")[0])
+
+
+def executions(root: Path) -> int:
+    return len((root / "count").read_text())
+
+
+def test_a_book_without_runs_is_whole_and_needs_no_network(small, capfd):
+    assert book.build(small) == 0, capfd.readouterr().err
+    assert "The book:" in capfd.readouterr().out
+    assert "scores []" in text_of(small, "nbs/index") and "nobody sees" not in text_of(small, "nbs/index")
+    pages = list((small / "_build" / "html").rglob("*.html"))
+    assert pages
+    for page in pages:
+        html = page.read_text(encoding="utf-8")
+        assert "#|" not in re.sub(r"<[^>]+>", "", html), f"{page.name} shows a directive"
+        assert not re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*rel=\"stylesheet\"[^>]*href=\"(?:https?:)?//", html), page
+    assert (small / "_build" / "html" / "_static" / "mathjax" / "tex-chtml.js").exists()
+    assert (small / "_build" / "html" / "searchindex.js").exists()
+
+
+def test_only_pages_whose_records_changed_are_executed_again(small):
+    before = executions(small)
+    write_json(small / "runs" / "digits_fc_s1_0a" / "seed0" / "record.json", 7)
+    assert book.build(small) == 0
+    assert "scores [7]" in text_of(small, "nbs/index") and executions(small) == before
+    shutil.rmtree(small / "runs")
+    assert book.build(small) == 0
+    assert "scores []" in text_of(small, "nbs/index") and executions(small) == before
+
+
+def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small, capfd):
+    error = new_output("error", ename="ValueError", evalue="no images", traceback=["\x1b[0;31mValueError\x1b[0m: no images"])
+    notebook = new_notebook(cells=[new_markdown_cell("# Run"), new_code_cell("raise ValueError('no images')", outputs=[error])], metadata=KERNEL)
+    atomic_write(small / "runs" / "digits_fc_s1_0a" / "run.ipynb", nbformat.writes(notebook))
+    assert book.build(small) == 0, capfd.readouterr().err
+    page = text_of(small, "appendix/digits_fc_s1_0a")
+    assert "fc on digits, setting 1 (0a): failed" in page and "no images" in page
+    menu = (small / "_build" / "html" / "nbs" / "other.html").read_text(encoding="utf-8")
+    assert "fc on digits, setting 1 (0a): failed" in menu, "the menu of an unchanged page lacks the new one"
+    shutil.rmtree(small / "runs")
+    assert book.build(small) == 0
+    assert not (small / "appendix" / "digits_fc_s1_0a.ipynb").exists()
+
+
+def test_a_page_that_raises_fails_the_build_until_it_is_mended(small, capfd):
+    page = small / "nbs" / "other.ipynb"
+    whole = page.read_text(encoding="utf-8")
+    broken = json.loads(whole)
+    broken["cells"].append(new_code_cell("1 / 0", id="broken"))
+    atomic_write(page, json.dumps(broken))
+    for attempt in ("first", "again"):
+        assert book.build(small) == 1, f"a page that raises passed the {attempt} time"
+        shown = capfd.readouterr()
+        assert "ZeroDivisionError" in shown.err and "has faults" in shown.out
+    atomic_write(page, whole)
+    assert book.build(small) == 0

@@ -1,0 +1,181 @@
+"""Heads, whole: what crosses the modules crnet, shrink, scan, wiring, ltc, sentence and heads."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from thesis_ltc.heads import HEADS, classifier, macs, parameter_counts, stage_shapes
+from thesis_ltc.scan import image_regions
+from thesis_ltc.shrink import UpsamplingError
+
+REPORT = {  # last tensor; live parameters of the whole model at 224 px, one channel, two classes; circuit dense, live
+    "fc": ((128, 13, 13), 546_882, 0, 0),
+    "fc3": ((128, 13, 13), 22_236_918, 0, 0),
+    "ncp-y": ((4, 8, 8), 505_273, 3_999, 1_123),
+    "ncp-z": ((16, 13, 13), 512_277, 3_999, 1_123),
+    "ncp-patch": ((16, 16, 16), 515_061, 3_999, 1_123),
+    "ncp-y-double": ((8, 16, 16), 512_136, 25_606, 7_422),
+    "ncp-y-half": ((32, 16, 16), 561_830, 180_012, 53_956),
+}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+def thin(head: str, **options) -> torch.nn.Module:
+    "A small classifier: 136 px, an eighth of the channels, weights of seed 0."
+    return classifier(head, **{"image_size": 136, "width": 0.125, "seed": 0} | options)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    "Deterministic algorithms on, and off again."
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("head", REPORT)
+def test_the_reports_tensors_and_totals(head: str) -> None:
+    tensor, live, circuit_dense, circuit_live = REPORT[head]
+    model = classifier(head)
+    counts, shapes = parameter_counts(model), stage_shapes(model)
+    assert (shapes["backbone"], shapes["shrink"]) == ((128, 27, 27), tensor)
+    assert counts["live"] == live == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (counts["circuit_dense"], counts["circuit_live"]) == (circuit_dense, circuit_live)
+    assert counts["dense"] == live - circuit_live + circuit_dense
+    assert counts["backbone"] == 503_616
+    assert 2.52e9 < macs(model) < 2.56e9
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_dense_count_is_what_ncps_trains(head: str) -> None:
+    "The formula against ncps's own parameters, its masks left out."
+    model = thin(head)
+    if hasattr(model.head.circuit, "ltc"):
+        theirs = model.head.circuit.ltc.to_ncps().parameters()
+        assert parameter_counts(model)["circuit_dense"] == sum(p.numel() for p in theirs if p.requires_grad)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_upsampling_is_refused_unless_asked_for(head: str) -> None:
+    "16 rows can't come from the 13 of 112 px; the message says what was got, what was expected, and what to do."
+    if "grid:16" not in HEADS[head]:
+        assert stage_shapes(thin(head, image_size=112))["readout"] == (2,)
+        return
+    with pytest.raises(UpsamplingError) as caught:
+        thin(head, image_size=112)
+    said = "grid:16 needs at least 16 rows; the map at 112 px has 13; use image_size >= 136 or allow_upsampling"
+    assert str(caught.value) == said and isinstance(caught.value, ValueError)
+    stretched = thin(head, image_size=112, allow_upsampling=True)
+    assert stage_shapes(stretched)["shrink"][1:] == (16, 16) == stage_shapes(thin(head))["shrink"][1:]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head", HEADS)
+def test_training_twice_gives_the_same_bits(head: str, device: str, deterministic) -> None:
+    "Two steps of Adam, twice, with dropout, batch normalisation and every pooling in between."
+    images, labels = torch.rand(4, 1, 136, 136).to(device), torch.tensor([0, 1, 1, 0], device=device)
+
+    def train() -> dict:
+        model = thin(head, normaliser="batch").to(device)
+        optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+        torch.manual_seed(0)
+        for _ in range(2):
+            optimiser.zero_grad()
+            torch.nn.functional.mse_loss(model(images), torch.nn.functional.one_hot(labels, 2).float()).backward()
+            optimiser.step()
+        return model.state_dict()
+
+    first, second = train(), train()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_backbone_with_channels_last(head: str, device: str) -> None:
+    "Under autocast the logits stay float32, agree loosely with single precision, and every gradient is finite."
+    model, images = thin(head).eval().to(device), torch.rand(4, 1, 136, 136, device=device)
+    expected = model(images)
+    model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
+    with torch.autocast(device, torch.bfloat16):
+        maps = model.backbone(images)
+        logits = model(images)
+    assert maps.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    logits.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_the_circuit_does_not_see_bfloat16() -> None:
+    "From the map on, autocast changes no bit."
+    head, maps = thin("ncp-patch").head, torch.rand(2, 16, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = head.trace(maps)
+    assert all(torch.equal(inside[stage], tensor) for stage, tensor in head.trace(maps).items())
+
+
+@pytest.mark.parametrize("head", REPORT)
+def test_every_head_learns(head: str) -> None:
+    "Bright tops against bright bottoms, told apart within 40 steps."
+    torch.manual_seed(0)
+    labels = torch.arange(8) % 2
+    images = 0.1 * torch.rand(8, 1, 136, 136)
+    images[labels == 0, :, :68] += 0.8
+    images[labels == 1, :, 68:] += 0.8
+    model = thin(head)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    assert (model.eval()(images).argmax(1) == labels).all()
+
+
+@pytest.mark.parametrize("head", ["fc3", "ncp-z", "ncp-y-double"])
+def test_weights_survive_a_file(head: str, tmp_path) -> None:
+    "A model of another seed that loads the weights is the same model; the wiring is made again, not saved."
+    model, other, images = thin(head).eval(), thin(head, seed=1).eval(), torch.rand(2, 1, 136, 136)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(other(images), model(images))
+    assert not any(name.endswith(("source", "target", "matrix")) for name in model.state_dict())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_other_images_classes_and_precision(head: str) -> None:
+    "Three channels, ten classes, double precision, and a batch of one."
+    model = thin(head, classes=10, channels=3).double().eval()
+    logits = model(torch.rand(1, 3, 136, 136, dtype=torch.float64))
+    assert logits.shape == (1, 10) and logits.dtype == torch.float64
+
+
+def test_settings_reach_the_circuit() -> None:
+    "Elapsed, unfolds, normaliser and wiring seed each change the logits, and nothing of the backbone."
+    images, base = 5 * torch.rand(2, 1, 136, 136), thin("ncp-z").eval()
+    for change in ({"elapsed": 0.1}, {"unfolds": 2}, {"normaliser": "layer"}, {"wiring_seed": 1}):
+        model = thin("ncp-z", **change).eval()
+        assert torch.equal(model.backbone(images), base.backbone(images)), change
+        assert not torch.equal(model(images), base(images)), change
+
+
+def test_steps_are_found_on_the_image() -> None:
+    "A dark patch outside a step's region doesn't change that step."
+    model, images = thin("ncp-patch").eval(), torch.rand(1, 1, 136, 136)
+    regions = image_regions(model.head.scan, model.head.shrink.bounds, 136)
+    before = model.head.trace(model.backbone(images))["scan"]
+    top, left, bottom, right = regions[5].tolist()
+    outside = torch.zeros(1, 1, 136, 136)
+    outside[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right]
+    after = model.head.trace(model.backbone(outside))["scan"]
+    torch.testing.assert_close(after[0, 5], before[0, 5])
+    assert not torch.allclose(after[0, 0], before[0, 0])
+
+
+def test_heads_need_no_heavy_library() -> None:
+    "Neither pictures nor tables nor nbdev are imported by building a head."
+    heavy = "matplotlib torchvision pandas sklearn nbdev numba scipy".split()
+    code = f"import sys, thesis_ltc.heads; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"

@@ -1,0 +1,165 @@
+"""A run may be killed at any instant: the same command goes on, and no bit of the result changes."""
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, TINY
+
+from thesis_ltc.checkpoint import load_tensors, read_status
+
+EPOCHS = 8
+VALUES = TINY | {"epochs": EPOCHS}
+IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
+
+
+def train(directory: str, slow_disk: float) -> None:
+    "In a process of its own: one seed, on a disk whose every flush takes `slow_disk` seconds."
+    from thesis_ltc.experiment import Experiment, run
+
+    flush = os.fsync
+    os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
+    run(Experiment(**VALUES), 0, directory, echo=lambda *row: None)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    "Processes forked from one that has imported the package: torch is loaded once, not at every start."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["thesis_ltc.experiment", "sklearn.datasets", "pandas"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def expected(processes, tmp_path_factory):
+    "What the run leaves when nobody disturbs it."
+    directory = tmp_path_factory.mktemp("undisturbed")
+    process = processes.Process(target=train, args=(str(directory), 0.0))
+    process.start(), process.join()
+    assert process.exitcode == 0
+    return outcome(directory)
+
+
+def seed_folder(directory: Path) -> Path | None:
+    return next(directory.glob("digits_*/seed0"), None)
+
+
+def outcome(directory: Path) -> dict:
+    "Everything of a run that must not depend on how often it was killed."
+    folder = seed_folder(directory)
+    record = json.loads((folder / "record.json").read_text())
+    rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    kept = [i for i, name in enumerate(rows[0]) if "seconds" not in name]
+    assert not list(folder.glob(".*.tmp")) and not (folder / "checkpoint.safetensors").exists()
+    return {
+        "record": {key: value for key, value in record.items() if key not in IRRELEVANT},
+        "history": [[row[i] for i in kept] for row in rows],
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "predictions": (folder / "predictions.parquet").read_bytes(),
+    }
+
+
+def wait_until(condition, process, seconds: float = 120) -> bool:
+    "Whether the condition came true while the process lived."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if process.poll() is not None if hasattr(process, "poll") else not process.is_alive():
+            return False
+        time.sleep(0.002)
+    raise AssertionError("nothing happened for two minutes")
+
+
+def epochs_done(directory: Path) -> int:
+    "Epochs in the checkpoint."
+    folder = seed_folder(directory)
+    if folder is None or not (folder / "checkpoint.safetensors").exists():
+        return 0
+    return len(load_tensors(folder / "checkpoint.safetensors")[1]["history"])
+
+
+def is_writing(directory: Path) -> bool:
+    folder = seed_folder(directory)
+    return folder is not None and any(folder.glob(".checkpoint.safetensors.*.tmp"))
+
+
+def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path):
+    "6 right after a checkpoint, 4 while one is being written, 3 anywhere, 2 between the last epoch and the record."
+    kills = {"after": 0, "writing": 0, "anywhere": 0, "at the end": 0}
+    wanted = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
+    dice = random.Random(0)
+    for kind in wanted:
+        before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.02
+        process = processes.Process(target=train, args=(str(tmp_path), slow))
+        process.start()
+        began = time.monotonic()
+        delay = dice.uniform(0.2, 1.2)
+        came = wait_until({
+            "after": lambda: epochs_done(tmp_path) > before or epochs_done(tmp_path) == EPOCHS,
+            "writing": lambda: is_writing(tmp_path),
+            "anywhere": lambda: time.monotonic() - began > delay,
+            "at the end": lambda: seed_folder(tmp_path) and (seed_folder(tmp_path) / "predictions.parquet").exists(),
+        }[kind], process)
+        if came:
+            os.kill(process.pid, signal.SIGKILL)
+            kills[kind] += 1
+        process.join()
+        assert not came or process.exitcode == -signal.SIGKILL
+        assert epochs_done(tmp_path) >= before, "a kill lost an epoch that was safe"
+        if seed_folder(tmp_path) and not (seed_folder(tmp_path) / "record.json").exists() and read_status(seed_folder(tmp_path)):
+            assert read_status(seed_folder(tmp_path))["state"] == "killed"
+    assert kills == {"after": 6, "writing": 4, "anywhere": 3, "at the end": 2}, kills
+    process = processes.Process(target=train, args=(str(tmp_path), 0.0))
+    process.start(), process.join()
+    assert outcome(tmp_path) == expected
+
+
+def papermill(directory: Path) -> subprocess.Popen:
+    values = [part for name, value in VALUES.items() for part in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", "nbs/experiments/run.ipynb", str(directory / "out.ipynb"), *values, "-p", "runs", str(directory)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path):
+    "3 kills of papermill's process, whose kernel is then an orphan, and 3 of the kernel under it."
+    for number in range(6):
+        process = papermill(tmp_path)
+        before = epochs_done(tmp_path)
+        assert wait_until(lambda: epochs_done(tmp_path) > before, process), "the notebook ended before it could be killed"
+        kernel = psutil.Process(process.pid).children()[0]
+        (kernel if number % 2 else process).kill()
+        process.wait()  # without its kernel, papermill gives up by itself
+    assert papermill(tmp_path).wait() == 0
+    assert outcome(tmp_path) == expected
+
+
+def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):
+    process = processes.Process(target=train, args=(str(tmp_path), 0.02))
+    process.start()
+    assert wait_until(lambda: epochs_done(tmp_path) >= 2, process)
+    process.terminate(), process.join()
+    status = read_status(seed_folder(tmp_path))
+    assert process.exitcode == 1 and status["state"] == "interrupted"
+    assert "the same command goes on after epoch" in status["message"]
+    process = processes.Process(target=train, args=(str(tmp_path), 0.0))
+    process.start(), process.join()
+    assert outcome(tmp_path) == expected
+
+
+def test_a_second_runner_may_not_write(processes, tmp_path):
+    "Two processes start the same run: both end well, and only one has trained."
+    pair = [processes.Process(target=train, args=(str(tmp_path), 0.02)) for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert len(list(tmp_path.glob("*/seed0/record.json"))) == 1
