@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
            'step_colours', 'draw_scan', 'NotPublishable', 'refuse_unpublishable', 'draw_grid', 'draw_augmented',
-           'draw_mistakes', 'draw_curves', 'draw_confusion', 'save_figures']
+           'draw_mistakes', 'draw_curves', 'draw_curves_by_head', 'draw_classes', 'draw_confusion', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #c65c8731
 import base64
@@ -239,6 +239,37 @@ def draw_curves(
                 sns.lineplot(history, x="epoch", y=f"{part}_{name}", label=label, linestyle=dashes, ax=axis, legend=axis is axes[1], **styles)
         axis.set(ylabel=f"{'validation ' if hue else ''}{name}", xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def draw_curves_by_head(history: pd.DataFrame) -> Figure:
+    "Accuracy by epoch, training and validation, a small picture for each head."
+    heads = list(dict.fromkeys(history["head"]))
+    columns = min(4, len(heads))
+    lines = -(-len(heads) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(max(2.4, 1.85 * columns), 1.7 * lines + 0.2), sharex=True, sharey=True, squeeze=False)
+    for axis, head in zip(axes.flat, heads):
+        part = history[history["head"] == head]
+        for name, label, dashes in (("train", "training", "-"), ("val", "validation", "--")):
+            sns.lineplot(part, x="epoch", y=f"{name}_accuracy", label=label, linestyle=dashes, ax=axis, legend=axis is axes[0, 0],
+                         errorbar=("pi", 100), err_kws={"alpha": 0.18, "linewidth": 0})
+        axis.set(title=head, xlabel="epoch", ylabel="accuracy", ylim=(0, 1))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in axes.flat[len(heads):]:
+        axis.set_visible(False)
+    return figure
+
+
+def draw_classes(
+    scores: pd.DataFrame,    # heads by classes, 0..1
+) -> Figure:
+    "A score of each class for each head, in percent."
+    figure, axis = plt.subplots(figsize=(1.6 + 0.56 * scores.shape[1], 0.9 + 0.26 * len(scores)))
+    sns.heatmap(100 * scores, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 6.5}, linewidths=0.5)
+    axis.tick_params(axis="y", rotation=0)
+    axis.tick_params(axis="x", rotation=30)
+    for label in axis.get_xticklabels():
+        label.set_ha("right")
     return figure
 
 

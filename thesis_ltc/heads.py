@@ -133,7 +133,7 @@ def classifier(
     width: float = 1.0,              # factor on the backbone's channels
     elapsed: float = 1.0,            # duration of a circuit's step, in the unit of C/g
     unfolds: int = 6,                # solver sub-steps in a step
-    normaliser: str = "none",        # what fills the stage `normalise` if the sentence leaves it out
+    normaliser: str = "none",        # what fills the stage `normalise` before a circuit, if the sentence leaves it out
     wiring_seed: int = 22222,
     allow_upsampling: bool = False,  # let a head shrink to more rows than the map has
     seed: int | None = None,         # of the weights; None draws them from torch's global generator
@@ -149,8 +149,10 @@ def classifier(
 
 
 def with_normaliser(sentence: Sentence, normaliser: str) -> Sentence:
-    "The sentence with its dash at `normalise` filled; `none` leaves it as it is."
+    "The sentence with its dash at `normalise` filled; `none` leaves it as it is, and so does a head without a circuit."
     if normaliser == "none" or str(sentence.normalise) == normaliser:
+        return sentence
+    if sentence.circuit is None and normaliser in NORMALISERS:
         return sentence
     if normaliser not in NORMALISERS or sentence.normalise:
         known = f"there are: none {' '.join(NORMALISERS)}"

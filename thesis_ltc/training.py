@@ -145,7 +145,7 @@ def train_epoch(
             raise NonFinite(f"the {what} of epoch {epoch}, batch {number} is not finite; its images: {some}{', ...' if len(rows) > 5 else ''}; "
                             "look at them, or lower learning_rate, or use precision=float32")
         optimiser.step()
-        loss_sum += float(loss) * len(rows)
+        loss_sum += loss.item() * len(rows)
         right += float((logits.argmax(1) == labels).sum())
     n = len(data.rows("train"))
     return {"learning_rate": rate, "train_loss": loss_sum / n, "train_accuracy": right / n}

@@ -1,0 +1,54 @@
+"""The experiment notebook through papermill's own command, as a user types it."""
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from conftest import ROOT, TINY
+
+from thesis_ltc.experiment import Experiment
+from thesis_ltc.notebook import PARAMETERS, TEMPLATE
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def papermill_command(output: Path, values: dict) -> subprocess.CompletedProcess:
+    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
+    return subprocess.run([sys.executable, "-m", "papermill", str(TEMPLATE), str(output), *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_parameters_cell_is_the_experiment():
+    "Names, order of meaning and defaults are those of the dataclass, and the tag that papermill needs is there."
+    found = papermill.inspect_notebook(str(ROOT / TEMPLATE))
+    assert list(found) == list(PARAMETERS)
+    defaults = {name: eval(about["default"]) for name, about in found.items()}  # noqa: S307, our own file
+    assert defaults == vars(Experiment()) | {"seeds": 1, "runs": None}
+
+
+def test_a_notebook_shows_what_it_ran(tmp_path):
+    values = TINY | {"epochs": 2, "seeds": 2, "runs": tmp_path / "runs"}
+    result = papermill_command(tmp_path / "out.ipynb", values)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "runs").glob("digits_ncp-z_s1_*/seed*/record.json"))) == 2
+    notebook = nbformat.read(tmp_path / "out.ipynb", 4)
+    shown = "\n".join(str(output) for cell in notebook.cells for output in cell.get("outputs", []))
+    for words in ("thesis-ltc run data=digits", "Training images of digits", "16 x 8 x 8", "multiply-accumulates", "Confusion matrix", "Loss and accuracy", "surest mistakes"):
+        assert words in shown, words
+
+
+@pytest.mark.parametrize("name, said", [
+    ("__import__('os').mkdir('{trap}') #", "nothing was run"),
+    ("import os; os.mkdir('{trap}'); x", "nothing was run"),
+    ("hed", "did you mean head?"),
+])
+def test_what_papermill_would_run_or_pass_over_is_refused(tmp_path, name, said):
+    trap = tmp_path / "trap"
+    result = papermill_command(tmp_path / "out.ipynb", TINY | {name.format(trap=trap): 1, "runs": tmp_path / "runs"})
+    assert result.returncode != 0 and said in result.stderr and not trap.exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_mistyped_value_is_refused_before_anything_runs(tmp_path):
+    result = papermill_command(tmp_path / "out.ipynb", TINY | {"epochs": "many", "runs": tmp_path / "runs"})
+    assert result.returncode != 0 and "epochs is 'many', but must be a whole number" in result.stderr and not (tmp_path / "runs").exists()

@@ -1,0 +1,99 @@
+"""A study, really run by Snakemake: what fails, what is repeated, what a stop leaves, and how a cluster would get it."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, TINY
+
+from thesis_ltc import runner
+from thesis_ltc.study import Study, make_plan, states
+
+pytestmark = pytest.mark.timeout(300)
+FIXED = {name: value for name, value in TINY.items() if name not in ("data", "head")}
+
+
+def plan_in(runs: Path, heads: list[str], seeds: int, **fixed) -> dict:
+    "A study of some heads on digits, planned in a folder of its own."
+    study = Study("small", "Is it?", "It is.", {"metric": "accuracy", "value": 0.02}, heads[:2], {"head": heads}, seeds, FIXED | fixed, "digits")
+    return make_plan(study, runs)
+
+
+def state_of(plan: dict) -> dict[str, list[str]]:
+    "States of the seeds of each head."
+    table, heads = states(plan), {cell["id"]: cell["head"] for cell in plan["cells"]}
+    return {head: table[table.experiment == identifier].state.tolist() for identifier, head in heads.items()}
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    "A study of two heads that work and one whose 16 rows don't exist at 112 px, after its first start."
+    plan = plan_in(tmp_path_factory.mktemp("study") / "runs", ["fc", "ncp-z", "ncp-y-double"], 2, epochs=1, image_size=112)
+    return plan, runner.start(plan)
+
+
+def records(plan: dict) -> dict[str, int]:
+    "When each record was written."
+    return {str(path.relative_to(plan["runs"])): path.stat().st_mtime_ns for path in Path(plan["runs"]).glob("*/seed*/record.json")}
+
+
+def test_a_failing_experiment_leaves_its_page_and_stops_nobody(halfway, capfd):
+    plan, complete = halfway
+    assert not complete and state_of(plan) == {"fc": ["done"] * 2, "ncp-z": ["done"] * 2, "ncp-y-double": ["failed"] * 2}
+    failed = next(cell["id"] for cell in plan["cells"] if cell["head"] == "ncp-y-double")
+    page = (Path(plan["runs"]) / failed / "run.ipynb").read_text()
+    assert "UpsamplingError" in page and "the map at 112 px has 13" in page
+    assert "UpsamplingError: grid:16 needs at least 16 rows" in states(plan).message.iloc[-1]
+    assert "UpsamplingError" in runner.summary(plan)
+
+
+def test_only_what_is_missing_is_run_again(halfway):
+    plan, _ = halfway
+    before = records(plan)
+    gone = next(path for path in before if "_fc_" in path and "seed1" in path)
+    shutil.rmtree(Path(plan["runs"]) / Path(gone).parent)
+    assert not runner.start(plan)
+    after = records(plan)
+    assert after.keys() == before.keys() and {path for path in after if after[path] != before[path]} == {gone}
+
+
+def test_nothing_is_started_when_all_is_there(halfway, tmp_path):
+    plan, _ = halfway
+    finished = plan | {"cells": [cell for cell in plan["cells"] if cell["head"] != "ncp-y-double"]}
+    log = Path(plan["runs"]) / "small.snakemake.log"
+    before = log.stat().st_mtime_ns
+    began = time.monotonic()
+    assert runner.start(finished) and time.monotonic() - began < 5 and log.stat().st_mtime_ns == before
+
+
+def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
+    plan = plan_in(tmp_path / "runs", ["fc"], 2, epochs=30)
+    code = f"from thesis_ltc import runner; from thesis_ltc.study import load_plans; (plan,) = load_plans({plan['runs']!r}); runner.start(plan)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (states(plan).query("state == 'running'").epoch >= 2).any():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and "the same command goes on from the last whole epochs" in said
+    psutil.wait_procs(children, timeout=15)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "jobs outlived their study"
+    stopped = states(plan).iloc[0]
+    assert stopped.state in ("interrupted", "killed") and stopped.epoch >= 2 and "the same command goes on" in stopped.message
+    assert runner.start(plan) and state_of(plan) == {"fc": ["done"] * 2}
+
+
+def test_the_slurm_profile_is_accepted(tmp_path):
+    "A dry run: on a cluster this command would submit a job for each experiment."
+    command = [sys.executable, "-m", "thesis_ltc.cli", "study", "quick", "--set", "data=digits", "--set", "device=cpu", "--set", "precision=float32",
+               "--profile", "profiles/slurm", "--dry-run"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "7 experiments, 14 runs" in result.stdout and "This was a dry-run" in result.stdout + result.stderr
