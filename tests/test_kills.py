@@ -137,6 +137,7 @@ def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path):
         kernel = psutil.Process(process.pid).children()[0]
         (kernel if number % 2 else process).kill()
         process.wait()  # without its kernel, papermill gives up by itself
+        assert not psutil.wait_procs([kernel], timeout=10)[1], "an orphaned kernel went on"
     assert papermill(tmp_path).wait() == 0
     assert outcome(tmp_path) == expected
 

@@ -228,12 +228,15 @@ def resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, rec
 # %% ../nbs/62_training.ipynb #interruptible
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    "Inside, SIGTERM is remembered; the yielded function raises Interrupted once it has come."
-    came: list[int] = []
+    "Inside, SIGTERM is remembered; the yielded function raises Interrupted once it has come, or once a kernel has lost its notebook."
+    came, parent = [], os.getppid()
+    in_kernel = os.environ.get("JPY_PARENT_PID") == str(parent)
 
     def check() -> None:
         if came:
             raise Interrupted("SIGTERM: stopped between two batches")
+        if in_kernel and os.getppid() != parent:
+            raise Interrupted("the notebook's process is gone: stopped between two batches")
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield check
