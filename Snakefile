@@ -10,6 +10,7 @@ with open(config["plan"], encoding="utf-8") as file:
     PLAN = json.load(file)
 RUNS = Path(PLAN["runs"]).absolute()
 CELLS = {cell["id"]: cell for cell in PLAN["cells"]}
+ORDER = {identifier: number for number, identifier in enumerate(CELLS)}
 
 
 def records(cell):
@@ -36,6 +37,7 @@ rule experiment:
     log:
         notebook=f"{RUNS}/{{experiment}}/run.ipynb",
         text=f"{RUNS}/{{experiment}}/run.log",
+    priority: lambda wildcards: len(ORDER) - ORDER[wildcards.experiment]  # started in the order of the study's file
     threads: lambda wildcards: CELLS[wildcards.experiment]["threads"] or workflow.cores
     resources:
         gpu=lambda wildcards: int(CELLS[wildcards.experiment]["device"] == "cuda"),

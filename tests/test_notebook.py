@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT, TINY
 
 from thesis_ltc.experiment import Experiment
-from thesis_ltc.notebook import PARAMETERS, TEMPLATE
+from thesis_ltc.notebook import PARAMETERS
+
+TEMPLATE = "nbs/experiments/run.ipynb"
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -52,3 +54,13 @@ def test_what_papermill_would_run_or_pass_over_is_refused(tmp_path, name, said):
 def test_a_mistyped_value_is_refused_before_anything_runs(tmp_path):
     result = papermill_command(tmp_path / "out.ipynb", TINY | {"epochs": "many", "runs": tmp_path / "runs"})
     assert result.returncode != 0 and "epochs is 'many', but must be a whole number" in result.stderr and not (tmp_path / "runs").exists()
+
+
+def test_the_command_line_refuses_the_same(tmp_path):
+    "`thesis-ltc run --notebook` leaves a page with the error, and says it in a line."
+    page, trap = tmp_path / "out" / "page.ipynb", tmp_path / "trap"
+    values = [f"{name}={value}" for name, value in (TINY | {"runs": tmp_path / "runs"}).items()]
+    command = [sys.executable, "-m", "thesis_ltc.cli", "run", "--notebook", str(page), *values]
+    result = subprocess.run([*command, f"open({str(trap)!r}, 'w') #=1"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1 and "the experiment failed, ExperimentError: parameters must be plain names" in result.stderr
+    assert page.exists() and not trap.exists() and not (tmp_path / "runs").exists()

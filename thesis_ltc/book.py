@@ -194,7 +194,8 @@ def as_appendix(
     notice = [new_markdown_cell(f":::{{error}}\n{sentence}\n:::", id="outcome")] if word else []
     notebook.cells = [new_markdown_cell(title, id="title"), *notice, *cells]
     language = {"name": "python", "pygments_lexer": "ipython3"}
-    notebook.metadata = {"inputs": EXECUTED, "kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": language}
+    kernel = {"kernelspec": notebook.metadata.kernelspec} if "kernelspec" in notebook.metadata else {}
+    notebook.metadata = {"inputs": EXECUTED, "language_info": language, **kernel}
     return notebook
 
 # %% ../nbs/90_book.ipynb #collect
@@ -317,7 +318,7 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 # %% ../nbs/90_book.ipynb #build
-NOTICE = "[IPKernelApp] WARNING | Kernel is running over TCP"
+NOTICE = "[IPKernelApp]"  # what kernels say of themselves; a page that fails is named by Sphinx
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -329,7 +330,8 @@ def build(
     collect(root)
     program = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", program, "build", str(root), "-W", "--keep-going", "-q"]
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    style = {"MATPLOTLIBRC": str(next(root.glob(ALWAYS), ""))}  # the house style for every page, asked for or not
+    environment = os.environ | style | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:

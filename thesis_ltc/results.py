@@ -106,14 +106,14 @@ LEGEND = {"†": "records of another commit than the one that this book was buil
           "§": "patients stand in two splits: accepted expressly, and not comparable with the rest"}
 
 # %% ../nbs/80_results.ipynb #link-to
-def link_to(identifier: str, path: str) -> str:
-    "An experiment's id as a link to its page in the appendix, if its executed notebook is there; its folder otherwise."
-    folder = Path(path).parent.parent
-    name = html.escape(identifier)
-    if (folder / "run.ipynb").exists() and folder.parent.name == "runs":
-        depth = "../" * (len(Path.cwd().resolve().relative_to(folder.parent.parent.resolve()).parts) if Path.cwd().resolve().is_relative_to(folder.parent.parent.resolve()) else 0)
-        return f'<a href="{depth}appendix/{name}.html">{name}</a>'
-    return f'<span title="{html.escape("/".join(folder.parts[-3:]))}">{name}</span>'
+def link_to(head: str, identifier: str, path: str) -> str:
+    "A head's name as a link to its experiment's page in the appendix, if that was executed here; else with the folder of its records."
+    folder, here = Path(path).resolve().parent.parent, Path.cwd().resolve()
+    root = folder.parent.parent
+    if folder.parent.name == "runs" and (folder / "run.ipynb").exists() and here.is_relative_to(root):
+        upwards = "../" * len(here.relative_to(root).parts)
+        return f'<a href="{upwards}appendix/{html.escape(identifier)}.html">{html.escape(head)}</a>'
+    return f'<span title="{html.escape("/".join(folder.parts[-3:]))}">{html.escape(head)}</span>'
 
 
 def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
@@ -124,10 +124,10 @@ def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
         scores = {score: mean_of(group[f"best_test_{score}"]) for score in ("accuracy", "f1", "jaccard", "auc")}
         last = mean_of(group.last_test_accuracy)
         rows.append({
-            **{name: first[name] for name in factors}, **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
+            **{name: first[name] for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
             "last epoch": last.text() if last else "", "n": len(group), "parameters": f"{first.live:,}", "synapses": f"{first.synapses:,}",
             "images/s": f"{group.images_per_second.median():,.0f}", "device": device_of(group), "marks": "".join(sorted(set("".join(signs[group.index])))),
-            "records": link_to(identifier, first.path), "order": scores["accuracy"].mean,
+            "order": scores["accuracy"].mean,
         })
     table = pd.DataFrame(rows)
     if table.empty:
@@ -155,7 +155,7 @@ def page_table(table: pd.DataFrame, empty: str = NOTHING) -> Any:
 def headline(records: pd.DataFrame) -> Any:
     "The leaderboard in a few columns, for a first page."
     table = leaderboard(records)
-    wanted = [name for name in (*varied(records), "test accuracy", "test f1", "n", "parameters", "synapses", "images/s", "marks", "records") if name in table]
+    wanted = [name for name in (*varied(records), "test accuracy", "test f1", "n", "parameters", "synapses", "images/s", "marks") if name in table]
     return page_table(table[wanted] if wanted else table)
 
 

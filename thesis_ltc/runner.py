@@ -34,7 +34,7 @@ def snakemake_command(
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(repository() / "Snakefile"), "--directory", plan["runs"],
         "--config", f"plan={Path(plan['runs']) / plan['study']}.plan.json", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime",
-        "--nolock", *place, *(["--dry-run", "--quiet", "rules"] if dry_run else ["--quiet", "progress"]),
+        "--nolock", "--scheduler", "greedy", *place, *(["--dry-run", "--quiet", "rules"] if dry_run else ["--quiet", "progress"]),
     ]
 
 
