@@ -167,8 +167,9 @@ def legend(records: pd.DataFrame) -> Any:
         return Markdown("")
     used = [f"{sign} {LEGEND[sign]}" for sign in LEGEND if marks(records).str.contains(sign).any()]
     broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
-    intervals = "± is half the 95 % interval of the mean over n seeds (Student's t); scores at the epoch with the lowest validation loss, but for *last epoch*"
-    return Markdown(". ".join([intervals, "parameters are live ones; images/s in training, median", *used, *broken]) + ".")
+    where = f"Made on {'; '.join(sorted({device_of(group) for _, group in records.groupby('id')}))}"
+    intervals = "± is half the 95 % interval of the mean over n seeds (Student's t); scores are taken at the epoch with the lowest validation loss, but for *last epoch*"
+    return Markdown(". ".join([where, intervals, "Parameters are live ones, images/s are medians in training", *used, *broken]) + ".")
 
 # %% ../nbs/80_results.ipynb #scores-table
 def scores_table(records: pd.DataFrame) -> Styler:

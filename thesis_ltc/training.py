@@ -67,16 +67,19 @@ def resolve_precision(precision: str, device: str) -> str:
 def reproducible(threads: int) -> Iterator[None]:
     "Inside, the same calls on the same machine with the same number of threads give the same bits."
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it writes it
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         torch.backends.cudnn.benchmark = before[2]
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 # %% ../nbs/62_training.ipynb #scheduled-rate
 def scheduled_rate(
