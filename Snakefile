@@ -44,5 +44,6 @@ rule experiment:
     params:
         python=PLAN["python"],
         values=lambda wildcards: f"{RUNS}/{wildcards.experiment}/experiment.json",
+        seeds=lambda wildcards: f"seeds={json.dumps(CELLS[wildcards.experiment]['seeds'])}",
     shell:
-        "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} > {log.text:q} 2>&1"
+        "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} {params.seeds:q} > {log.text:q} 2>&1"

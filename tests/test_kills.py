@@ -15,18 +15,26 @@ from conftest import ROOT, TINY
 
 from thesis_ltc.checkpoint import load_tensors, read_status
 
-EPOCHS = 8
+EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
 IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
 
 
 def train(directory: str, slow_disk: float) -> None:
-    "In a process of its own: one seed, on a disk whose every flush takes `slow_disk` seconds."
+    """In a process of its own: one seed, on a disk whose every flush takes `slow_disk` seconds.
+
+    Each epoch leaves the process's number in the file `trainers`.
+    """
     from thesis_ltc.experiment import Experiment, run
 
     flush = os.fsync
     os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
-    run(Experiment(**VALUES), 0, directory, echo=lambda *row: None)
+
+    def sign(history: list) -> None:
+        with open(Path(directory) / "trainers", "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    run(Experiment(**VALUES), 0, directory, echo=sign)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +94,23 @@ def epochs_done(directory: Path) -> int:
     return len(load_tensors(folder / "checkpoint.safetensors")[1]["history"])
 
 
-def is_writing(directory: Path) -> bool:
+def is_training(directory: Path, process) -> bool:
+    "Whether this very process, and no earlier one, has begun to train."
     folder = seed_folder(directory)
-    return folder is not None and any(folder.glob(".checkpoint.safetensors.*.tmp"))
+    return folder is not None and (folder / "status.json").exists() and json.loads((folder / "status.json").read_text())["pid"] == process.pid
+
+
+def is_writing(directory: Path, process) -> bool:
+    "Whether this very process is writing a checkpoint."
+    folder = seed_folder(directory)
+    return folder is not None and any(folder.glob(f".checkpoint.safetensors.{process.pid}.tmp"))
+
+
+def is_finishing(directory: Path, process) -> bool:
+    "Whether this very process is past the last epoch, and the record isn't there yet."
+    folder = seed_folder(directory)
+    names = ("predictions.parquet", "history.csv", "model.safetensors", "record.json")
+    return folder is not None and any(list(folder.glob(f".{name}.{process.pid}.tmp")) for name in names)
 
 
 def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path):
@@ -97,25 +119,25 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
     wanted = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
     dice = random.Random(0)
     for kind in wanted:
-        before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.02
+        before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.05
         process = processes.Process(target=train, args=(str(tmp_path), slow))
         process.start()
-        began = time.monotonic()
-        delay = dice.uniform(0.2, 1.2)
-        came = wait_until({
-            "after": lambda: epochs_done(tmp_path) > before or epochs_done(tmp_path) == EPOCHS,
-            "writing": lambda: is_writing(tmp_path),
-            "anywhere": lambda: time.monotonic() - began > delay,
-            "at the end": lambda: seed_folder(tmp_path) and (seed_folder(tmp_path) / "predictions.parquet").exists(),
-        }[kind], process)
-        if came:
-            os.kill(process.pid, signal.SIGKILL)
-            kills[kind] += 1
+        assert wait_until(lambda: is_training(tmp_path, process), process), "the process ended before it could be killed"
+        if kind == "anywhere":
+            time.sleep(dice.uniform(0, 0.15))
+        assert wait_until({
+            "after": lambda: epochs_done(tmp_path) > before,
+            "writing": lambda: is_writing(tmp_path, process),
+            "anywhere": lambda: True,
+            "at the end": lambda: is_finishing(tmp_path, process),
+        }[kind], process), f"the process ended before it could be killed ({kind})"
+        os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert not came or process.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
+        kills[kind] += 1
         assert epochs_done(tmp_path) >= before, "a kill lost an epoch that was safe"
-        if seed_folder(tmp_path) and not (seed_folder(tmp_path) / "record.json").exists() and read_status(seed_folder(tmp_path)):
-            assert read_status(seed_folder(tmp_path))["state"] == "killed"
+        status = read_status(seed_folder(tmp_path))
+        assert status["state"] == "killed" and before <= status["epoch"] <= EPOCHS, status
     assert kills == {"after": 6, "writing": 4, "anywhere": 3, "at the end": 2}, kills
     process = processes.Process(target=train, args=(str(tmp_path), 0.0))
     process.start(), process.join()
@@ -149,7 +171,8 @@ def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):
     process.terminate(), process.join()
     status = read_status(seed_folder(tmp_path))
     assert process.exitcode == 1 and status["state"] == "interrupted"
-    assert "the same command goes on after epoch" in status["message"]
+    assert status["epoch"] >= 2 and f"the same command goes on after epoch {status['epoch']}" in status["message"]
+    assert epochs_done(tmp_path) == status["epoch"]
     process = processes.Process(target=train, args=(str(tmp_path), 0.0))
     process.start(), process.join()
     assert outcome(tmp_path) == expected
@@ -163,4 +186,5 @@ def test_a_second_runner_may_not_write(processes, tmp_path):
     for process in pair:
         process.join()
     assert [process.exitcode for process in pair] == [0, 0]
-    assert len(list(tmp_path.glob("*/seed0/record.json"))) == 1
+    trainers = (tmp_path / "trainers").read_text().split()
+    assert len(trainers) == EPOCHS and len(set(trainers)) == 1 and len(list(tmp_path.glob("*/seed0/record.json"))) == 1

@@ -94,6 +94,10 @@ def test_the_slurm_profile_is_accepted(tmp_path):
     "A dry run: on a cluster this command would submit a job for each experiment."
     command = [sys.executable, "-m", "thesis_ltc.cli", "study", "quick", "--set", "data=digits", "--set", "device=cpu", "--set", "precision=float32",
                "--profile", "profiles/slurm", "--dry-run"]
+    before = {path: path.stat().st_mtime_ns for path in ROOT.glob("runs/*")}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+    after = {path: path.stat().st_mtime_ns for path in ROOT.glob("runs/*")}
+    assert after.keys() - {ROOT / "runs" / ".snakemake"} == before.keys() - {ROOT / "runs" / ".snakemake"}, "a rehearsal left something behind"
+    assert all(after[path] == before[path] for path in after if path.suffix == ".json"), "a rehearsal changed a plan"
     assert "7 experiments, 14 runs" in result.stdout and "This was a dry-run" in result.stdout + result.stderr

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['DIRECTIVE', 'TAGS', 'LONG_LOG', 'PACKAGE', 'ALWAYS', 'IMPORTED', 'EXECUTED', 'FIELD', 'NOTICE', 'COLOUR',
            'split_directives', 'as_page', 'as_shown', 'only_imports', 'log_lines', 'modules_of', 'content',
-           'fingerprint', 'page_key', 'key_of', 'read_page', 'experiment_title', 'outcome', 'as_appendix', 'collect',
-           'appendix_page', 'configure', 'prepare', 'outdated', 'renew_menus', 'forget_failure', 'as_fields', 'plain',
-           'document_parameters', 'parameters', 'setup', 'build']
+           'fingerprint', 'page_key', 'key_of', 'read_page', 'experiment_title', 'joined', 'outcome', 'as_appendix',
+           'collect', 'appendix_page', 'configure', 'prepare', 'outdated', 'renew_menus', 'forget_failure', 'as_fields',
+           'plain', 'document_parameters', 'parameters', 'setup', 'build']
 
-# %% ../nbs/90_book.ipynb #217a3eb4
+# %% ../nbs/90_book.ipynb #5da08acf
 import ast
 import hashlib
 import importlib.util
@@ -53,7 +53,7 @@ def split_directives(
     return found, ""
 
 # %% ../nbs/90_book.ipynb #as-page
-LONG_LOG = 20  # lines
+LONG_LOG = 12  # lines
 
 
 def as_page(
@@ -168,11 +168,23 @@ def experiment_title(
     return f"{parts[2]} on {parts[1]}, setting {parts[3]} ({parts[4]})" if parts else name
 
 
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    "Outputs with pieces of one stream put together, as they were printed."
+    whole: list[NotebookNode] = []
+    for output in outputs:
+        if whole and output.output_type == "stream" == whole[-1].output_type and output.name == whole[-1].name:
+            whole[-1] = NotebookNode(output | {"text": whole[-1].text + output.text})
+        else:
+            whole.append(output)
+    return whole
+
+
 def outcome(notebook: NotebookNode) -> tuple[str, str]:
     "How an execution ended, in a word for the title and a sentence; both empty if it went well."
     errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     if errors:
-        return "failed", f"This experiment failed: `{errors[0].ename}: {errors[0].evalue.splitlines()[0][:300] if errors[0].evalue else ''}`"
+        first = f"{errors[0].ename}: {errors[0].evalue.splitlines()[0][:300] if errors[0].evalue else ''}".replace("`", "'")
+        return "failed", f"This experiment failed: `{first}`"
     if not notebook.metadata.get("papermill", {}).get("end_time"):
         return "unfinished", "This notebook was not executed to its end: the experiment is still running, or was killed."
     return "", ""
@@ -190,6 +202,8 @@ def as_appendix(
         cell.metadata = {"tags": sorted(tags | ({"hide-input"} if "parameters" in tags else set()))} if tags else {}
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\A# .*\n?", "", cell.source)
+        else:
+            cell.outputs = joined(cell.outputs)
     title = f"# {experiment_title(name)}" + (f": {word}" if word else "")
     notice = [new_markdown_cell(f":::{{error}}\n{sentence}\n:::", id="outcome")] if word else []
     notebook.cells = [new_markdown_cell(title, id="title"), *notice, *cells]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
            'step_colours', 'draw_scan', 'NotPublishable', 'refuse_unpublishable', 'draw_grid', 'draw_augmented',
-           'draw_mistakes', 'draw_curves', 'draw_curves_by_head', 'draw_classes', 'draw_confusion', 'save_figures']
+           'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'draw_classes', 'draw_confusion',
+           'save_figures']
 
 # %% ../nbs/85_figures.ipynb #c65c8731
 import base64
@@ -223,27 +224,31 @@ def draw_mistakes(
     said = [f"{data.classes[w.said]}?\n{w.sure:.2f}, is {data.classes[w.label]}" for w in wrong.itertuples()]
     return draw_grid([("", images)], said), "; ".join(text.replace("\n", " ") for text in said)
 
-# %% ../nbs/85_figures.ipynb #draw-curves
+# %% ../nbs/85_figures.ipynb #as-far-as-all
+def as_far_as_all(history: pd.DataFrame) -> pd.DataFrame:
+    "The epochs that every seed of an experiment went through: a mean over those who are left would jump where one stops."
+    last = history.groupby(["head", "seed"]).epoch.max().groupby("head").min()
+    return history[history.epoch <= history["head"].map(last)]
+
+
 def draw_curves(
-    history: pd.DataFrame,       # a row an epoch of a run: epoch, train_loss, val_loss, train_accuracy, val_accuracy
-    hue: str | None = None,      # column that tells curves apart, at most five; then validation only
+    history: pd.DataFrame,       # a row an epoch of a run: head, seed, epoch, train_loss, val_loss, train_accuracy, val_accuracy
 ) -> Figure:
-    "Loss and accuracy by epoch, with a band over the seeds."
+    "Loss and accuracy of one experiment by epoch, with a band over the seeds."
+    history = as_far_as_all(history)
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.5))
     styles = dict(errorbar=("pi", 100), err_kws={"alpha": 0.18, "linewidth": 0})
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        if hue:
-            sns.lineplot(history, x="epoch", y=f"val_{name}", hue=hue, style=hue, ax=axis, legend=axis is axes[1], **styles)
-        else:
-            for part, label, dashes in (("train", "training", "-"), ("val", "validation", "--")):
-                sns.lineplot(history, x="epoch", y=f"{part}_{name}", label=label, linestyle=dashes, ax=axis, legend=axis is axes[1], **styles)
-        axis.set(ylabel=f"{'validation ' if hue else ''}{name}", xlabel="epoch")
+        for part, label, dashes in (("train", "training", "-"), ("val", "validation", "--")):
+            sns.lineplot(history, x="epoch", y=f"{part}_{name}", label=label, linestyle=dashes, ax=axis, legend=axis is axes[1], **styles)
+        axis.set(ylabel=name, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     "Accuracy by epoch, training and validation, a small picture for each head."
+    history = as_far_as_all(history)
     heads = list(dict.fromkeys(history["head"]))
     columns = min(4, len(heads))
     lines = -(-len(heads) // columns)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'NOTHING', 'load_records', 'row_of', 'load_histories',
-           'confusion_of', 'varied', 'marks', 'link_to', 'leaderboard', 'device_of', 'page_table', 'headline', 'legend',
-           'scores_table', 'per_class', 'records_of']
+           'confusion_of', 'varied', 'marks', 'link_to', 'leaderboard', 'shown', 'device_of', 'page_table', 'headline',
+           'legend', 'scores_table', 'per_class', 'comparable', 'records_of']
 
-# %% ../nbs/80_results.ipynb #ae03b976
+# %% ../nbs/80_results.ipynb #6d8bbdb1
 import html
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from pandas.io.formats.style import Styler
 from .experiment import Experiment
 from .files import read_json
 from .intervals import mean_of
-from .record import SCHEMA, commit
+from .record import SCHEMA, code_hash
 
 # %% ../nbs/80_results.ipynb #load-records
 FACTORS = [name for name in vars(Experiment()) if name != "folder"]
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 COLUMNS = ["id", "seed", *FACTORS, *(f"{when}_{split}_{score}" for when in ("best", "last") for split in ("val", "test") for score in SCORES),
            "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "macs", "images_per_second", "seconds", "peak_memory_bytes",
-           "device_kind", "device_name", "torch_version", "commit", "data_hash", "leakage_accepted", "classes", "test_images", "finished", "path"]
+           "device_kind", "device_name", "torch_version", "commit", "code", "data_hash", "leakage_accepted", "classes", "test_images", "finished", "path"]
 
 
 def load_records(
@@ -37,7 +39,7 @@ def load_records(
     for path in [path for directory in directories for path in sorted(Path(directory).glob("**/seed*/record.json"))]:
         try:
             row = row_of(read_json(path), path)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             broken[str(path)] = f"{type(error).__name__}: {error}"
             continue
         if (row["id"], row["seed"]) not in seen:
@@ -52,13 +54,15 @@ def row_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
     "A record as a row; raises ValueError, KeyError or TypeError if it isn't one."
     if record["schema"] != SCHEMA:
         raise ValueError(f"the record has schema {record['schema']}, but this code reads {SCHEMA}; run the experiment again, or use the code that made it")
+    if type(record["id"]) is not str or type(record["seed"]) is not int:
+        raise TypeError(f"id is {record['id']!r}, seed is {record['seed']!r}; expected text and a whole number")
     metrics = record["metrics"]
     scores = {f"{when}_{split}_{score}": metrics[when][split][score] for when in metrics for split in ("val", "test") for score in SCORES}
     return {
         "id": record["id"], "seed": record["seed"], **{name: record["experiment"].get(name, getattr(Experiment(), name)) for name in FACTORS}, **scores,
         "best_epoch": metrics["best"]["epoch"], "last_epoch": metrics["last"]["epoch"], "stopped": record["stopped"],
         **{name: record["parameters"][name] for name in ("live", "dense", "synapses")},
-        **{name: record[name] for name in ("macs", "images_per_second", "seconds", "peak_memory_bytes", "commit", "finished")},
+        **{name: record[name] for name in ("macs", "images_per_second", "seconds", "peak_memory_bytes", "commit", "finished")}, "code": record.get("code"),
         "device_kind": record["device"]["kind"], "device_name": record["device"]["name"], "torch_version": record["versions"]["torch"],
         "data_hash": record["data"]["hash"], "leakage_accepted": record["data"]["leakage_accepted"], "classes": tuple(record["data"]["classes"]),
         "test_images": sum(record["data"]["counts"]["test"].values()), "path": str(path),
@@ -93,16 +97,14 @@ def varied(records: pd.DataFrame) -> list[str]:
 
 
 def marks(records: pd.DataFrame) -> pd.Series:
-    "For each record: † made by another commit, ‡ from images that have changed since, § with patients in two splits."
-    newest = records.sort_values("finished").groupby(["data", "split"]).data_hash.last()
+    "For each record: † made by other code, ‡ from other images than the newest, § with patients in two splits."
+    newest = records.assign(finished=pd.to_datetime(records.finished, utc=True)).sort_values("finished").groupby(["data", "split"]).data_hash.last()
     current = [newest.get((data, split)) for data, split in zip(records.data, records.split)]
-    here = (commit() or "").removesuffix("+")
-    other = records.commit.map(lambda made: (made or "").removesuffix("+") != here)
-    signs = zip(other, records.data_hash != current, records.leakage_accepted.astype(bool))
+    signs = zip(records.code != code_hash(), records.data_hash != current, records.leakage_accepted.astype(bool))
     return pd.Series(["".join(sign for sign, holds in zip("†‡§", line) if holds) for line in signs], index=records.index, dtype=object)
 
 
-LEGEND = {"†": "records of another commit than the one that this book was built from", "‡": "records from images that have changed since",
+LEGEND = {"†": "made by other code than that which this book was built from", "‡": "from other images than the newest records of that data set and split",
           "§": "patients stand in two splits: accepted expressly, and not comparable with the rest"}
 
 # %% ../nbs/80_results.ipynb #link-to
@@ -124,7 +126,7 @@ def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
         scores = {score: mean_of(group[f"best_test_{score}"]) for score in ("accuracy", "f1", "jaccard", "auc")}
         last = mean_of(group.last_test_accuracy)
         rows.append({
-            **{name: first[name] for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
+            **{name: shown(first[name]) for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
             "last epoch": last.text() if last else "", "n": len(group), "parameters": f"{first.live:,}", "synapses": f"{first.synapses:,}",
             "images/s": f"{group.images_per_second.median():,.0f}", "device": device_of(group), "marks": "".join(sorted(set("".join(signs[group.index])))),
             "order": scores["accuracy"].mean,
@@ -136,6 +138,13 @@ def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
     return table if table.marks.any() else table.drop(columns="marks")
 
 
+def shown(value: Any) -> str:
+    "A factor's value as a table shows it, safe inside HTML."
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return "all"  # of `limit`, the only factor that may be open in a record
+    return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
+
+
 def device_of(group: pd.DataFrame) -> str:
     "Where some runs were made, in few words."
     return "; ".join(sorted({f"{d}, {t} thread{'s' * (t > 1)}, {p}" if k == "cpu" else f"{d}, {p}" for d, k, t, p in
@@ -145,18 +154,25 @@ def device_of(group: pd.DataFrame) -> str:
 NOTHING = "There are no records yet. `make report` trains the quick study; `thesis-ltc study NAME` another."
 
 
-def page_table(table: pd.DataFrame, empty: str = NOTHING) -> Any:
-    "A table as a page shows it, links alive; a sentence if there is nothing in it."
+def page_table(
+    table: pd.DataFrame,
+    empty: str = NOTHING,            # a sentence, if there is nothing in it
+    links: Sequence[str] = (),       # columns that hold HTML of ours; all others are escaped
+) -> Any:
+    "A table as a page shows it."
     from IPython.display import Markdown
 
-    return Markdown(empty) if table.empty else table.style.hide(axis="index").set_properties(**{"white-space": "nowrap"})
+    if table.empty:
+        return Markdown(empty)
+    plain = [name for name in table if name not in links]
+    return table.style.hide(axis="index").format(escape="html", subset=plain).set_properties(**{"white-space": "nowrap"})
 
 
 def headline(records: pd.DataFrame) -> Any:
     "The leaderboard in a few columns, for a first page."
     table = leaderboard(records)
     wanted = [name for name in (*varied(records), "test accuracy", "test f1", "n", "parameters", "synapses", "images/s", "marks") if name in table]
-    return page_table(table[wanted] if wanted else table)
+    return page_table(table[wanted] if wanted else table, links=["head"])
 
 
 def legend(records: pd.DataFrame) -> Any:
@@ -189,6 +205,8 @@ def per_class(
     score: str = "F1",       # or recall, precision
 ) -> pd.DataFrame:           # heads by classes
     "A score of each class for each head, from the test confusion at the best epoch, added up over the seeds."
+    if (records.groupby("head").id.nunique() > 1).any():
+        raise ValueError(f"a head stands for several experiments, which differ in {', '.join(varied(records)[3:])}; give records of one experiment a head")
     rows = {}
     for head, group in records.groupby("head", sort=False):
         counts = confusion_of(group)
@@ -197,7 +215,14 @@ def per_class(
         rows[head] = dict(zip(group.classes.iloc[0], values, strict=True))
     return pd.DataFrame(rows).T
 
-# %% ../nbs/80_results.ipynb #records-of
+# %% ../nbs/80_results.ipynb #comparable
+def comparable(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    "Records in groups that differ in nothing but head and seed, each with what it has in common, in words."
+    factors = [name for name in varied(records) if name != "head"]
+    for values, group in records.groupby(factors, dropna=False, sort=False):
+        yield ", ".join(f"{name} {value}" if name != "data" else str(value) for name, value in zip(factors, values)), group
+
+
 def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     "Those of a study."
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}

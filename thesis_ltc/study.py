@@ -6,13 +6,12 @@
 __all__ = ['KEYS', 'OPTIONAL', 'METRICS', 'StudyError', 'Study', 'read_study', 'study_of', 'make_plan', 'load_plans', 'states',
            'is_complete', 'cell_failure', 'publish']
 
-# %% ../nbs/70_study.ipynb #217b9504
+# %% ../nbs/70_study.ipynb #066ba9b5
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,7 @@ class Study:
     data: str | None = None
     budget: str = ""
     exclude: Sequence[dict[str, Any]] = ()
+    overrides: dict[str, Any] = field(default_factory=dict)   # what a command set in the place of what the file says
 
     def cells(self) -> list[dict[str, Any]]:
         "Values of each experiment: every combination of what varies, but for those that are excluded."
@@ -86,6 +86,8 @@ def read_study(
     study = study_of(path.stem, content, dict(overrides or {}))
     try:
         seeds_of(study.seeds)
+        if not study.cells():
+            raise StudyError("every combination is excluded; nothing is left to run")
         for cell in study.cells():
             Experiment.of(cell)
     except ValueError as error:
@@ -99,25 +101,44 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
     problems += [f"{key} is missing: {KEYS[key]}" for key in KEYS if key not in content and key not in OPTIONAL]
     margin, primary, vary, fixed = (content.get(key) or {} for key in ("margin", "primary", "vary", "fixed"))
     rules = {
-        f"margin must be {KEYS['margin']}, with one of the scores {', '.join(METRICS)}":
-            isinstance(margin, dict) and margin.keys() == {"metric", "value"} and margin["metric"] in METRICS and isinstance(margin["value"], float),
+        f"margin must be {KEYS['margin']}, with one of the scores {', '.join(METRICS)} and a value between 0 and 1":
+            isinstance(margin, dict) and margin.keys() == {"metric", "value"} and margin["metric"] in METRICS
+            and isinstance(margin["value"], int | float) and 0 < margin["value"] < 1,
         f"primary must be {KEYS['primary']}": isinstance(primary, list) and len(primary) == 2 and all(isinstance(head, str) for head in primary),
         f"vary must be {KEYS['vary']}": isinstance(vary, dict) and vary and all(isinstance(values, list) and values for values in vary.values()),
         "fixed must be fields and values; data has a key of its own": isinstance(fixed, dict) and "data" not in fixed,
+        "question and hypothesis must be sentences": all(isinstance(content.get(key), str) and content[key].strip() for key in ("question", "hypothesis")),
+        "a field must be fixed or varied, not both, and no value varied twice": isinstance(vary, dict) and isinstance(fixed, dict) and not vary.keys() & fixed.keys()
+            and all(len(set(map(str, values))) == len(values) for values in vary.values() if isinstance(values, list)),
         "data must be given once: as a key, or varied": bool(content.get("data")) != ("data" in vary),
         f"exclude must be {KEYS['exclude']}": all(isinstance(rule, dict) for rule in content.get("exclude") or []),
     }
     problems += [rule for rule, holds in rules.items() if not holds]
     if problems:
         raise StudyError(f"study {name}: {'; '.join(problems)}")
+    excluded = [rule for rule in content.get("exclude") or []]
     refuse_unknown(vary | fixed | overrides, FIELDS | {"seeds": KEYS["seeds"]})
+    for rule in excluded:
+        refuse_unknown(rule, vary)
+        wrong = [f"{key}: {value!r}" for key, value in rule.items() if value not in vary[key]]
+        if wrong:
+            raise StudyError(f"study {name}: exclude names {', '.join(wrong)}, which isn't varied; it would exclude nothing")
+    heads = vary.get("head") or [fixed.get("head")]
+    if not set(primary) <= {*heads}:
+        raise StudyError(f"study {name}: primary is {primary}, but the heads are {heads}; a contrast needs both")
+    content |= {"overrides": dict(overrides)}
     content |= {"seeds": overrides.pop("seeds", content["seeds"]), "data": overrides.pop("data", content.get("data"))}
-    vary = {field: values for field, values in vary.items() if field not in overrides and not (field == "data" and content["data"])}
+    vary = {name: values for name, values in vary.items() if name not in overrides and not (name == "data" and content["data"])}
     return Study(name, **content | {"vary": vary, "fixed": fixed | overrides})
 
 # %% ../nbs/70_study.ipynb #make-plan
-def make_plan(study: Study, runs: Path) -> dict[str, Any]:
-    "Load the images, name the experiments, and write the plan into `runs`; the plan."
+def make_plan(
+    study: Study,
+    runs: Path,                    # where the runs go
+    folder: Path | None = None,    # where the plan is written; by default beside the runs
+) -> dict[str, Any]:
+    "Load the images, name the experiments, and write the plan; the plan."
+    folder = runs if folder is None else folder
     hashes: dict[tuple, str] = {}
     cells = []
     for values in study.cells():
@@ -128,18 +149,20 @@ def make_plan(study: Study, runs: Path) -> dict[str, Any]:
         cells.append({"id": identifier, "seeds": seeds, "threads": experiment.threads, "device": experiment.device,
                       "head": experiment.head, "varied": {name: values[name] for name in study.vary}})
         where = {"folder": str(Path(experiment.folder).expanduser().resolve())} if experiment.folder else {}
-        write_json(runs / identifier / "experiment.json", vars(experiment) | where | {"seeds": seeds, "runs": str(runs.resolve())})
+        write_json(folder / identifier / "experiment.json", vars(experiment) | where | {"runs": str(runs.resolve())})
+    if len({cell["id"] for cell in cells}) < len(cells):
+        raise StudyError(f"study {study.name}: two of its experiments are the same, because what they differ in has no effect; vary something else, or exclude one")
     about = {name: getattr(study, name) for name in ("question", "hypothesis", "margin", "primary", "budget", "data", "fixed", "vary")}
-    plan = {"study": study.name, **about, "data_hashes": sorted(hashes.values()), "runs": str(runs.resolve()), "python": sys.executable, "cells": cells}
-    write_json(runs / f"{study.name}.plan.json", plan)
-    return plan | {"folder": str(runs)}
+    plan = {"study": study.name, **about, "data_hashes": sorted(hashes.values()), "overrides": study.overrides, "runs": str(runs.resolve()), "python": sys.executable, "cells": cells}
+    write_json(folder / f"{study.name}.plan.json", plan)
+    return plan | {"folder": str(runs), "file": str((folder / f"{study.name}.plan.json").resolve())}
 
 # %% ../nbs/70_study.ipynb #load-plans
 def load_plans(*directories: str | Path) -> list[dict[str, Any]]:
     "Plans of the studies that were started or published, by name; of two with one name, the first."
     plans: dict[str, dict] = {}
     for path in [path for directory in directories for path in sorted(Path(directory).glob("**/*.plan.json"))]:
-        plans.setdefault(path.name.removesuffix(".plan.json"), read_json(path) | {"folder": str(path.parent)})
+        plans.setdefault(path.name.removesuffix(".plan.json"), read_json(path) | {"folder": str(path.parent), "file": str(path.resolve())})
     return list(plans.values())
 
 
@@ -183,11 +206,16 @@ def publish(
     if len(missing):
         raise ValueError(f"study {plan['study']} is not complete: {len(missing)} runs have no record, first {missing.experiment.iloc[0]} seed {missing.seed.iloc[0]}; "
                          f"run `thesis-ltc study {plan['study']}` first")
-    shutil.rmtree(target, ignore_errors=True)
+    aside = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
     for cell in plan["cells"]:
         for seed in cell["seeds"]:
             for name in ("record.json", "history.csv"):
-                atomic_write(target / cell["id"] / f"seed{seed}" / name, (source / cell["id"] / f"seed{seed}" / name).read_bytes())
-    kept = {name: v for name, v in plan.items() if name not in ("folder", "runs", "python")}
-    atomic_write(target / f"{plan['study']}.plan.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+                atomic_write(aside / cell["id"] / f"seed{seed}" / name, (source / cell["id"] / f"seed{seed}" / name).read_bytes())
+    kept = {name: v for name, v in plan.items() if name not in ("folder", "file", "runs", "python")}
+    for part in ("fixed", "overrides"):  # where somebody's images lie is nobody else's business
+        kept[part] = {name: v for name, v in kept.get(part, {}).items() if name != "folder"}
+    write_json(aside / f"{plan['study']}.plan.json", kept)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
     return sum(len(cell["seeds"]) for cell in plan["cells"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'resolve_device', 'resolve_precision', 'reproducible', 'scheduled_rate', 'batches', 'NonFinite',
            'Interrupted', 'autocast', 'pixels', 'train_epoch', 'predict', 'score', 'best_epoch', 'is_over',
-           'save_epoch', 'best_path', 'identity', 'resume', 'interruptible', 'fit', 'load_best']
+           'save_epoch', 'best_path', 'identity', 'resume', 'interruptible', 'fit', 'refuse_broken', 'load_best']
 
 # %% ../nbs/62_training.ipynb #21d1b9ea
 import os
@@ -67,11 +67,12 @@ def resolve_precision(precision: str, device: str) -> str:
 def reproducible(threads: int) -> Iterator[None]:
     "Inside, the same calls on the same machine with the same number of threads give the same bits."
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    tf32, filled = torch.backends.cudnn.allow_tf32, torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory before it writes it
     try:
         yield
@@ -79,6 +80,7 @@ def reproducible(threads: int) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
         torch.backends.cudnn.benchmark = before[2]
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 # %% ../nbs/62_training.ipynb #scheduled-rate
@@ -258,22 +260,34 @@ def fit(
     folder: Path,                                    # where the checkpoint lies
     check: Callable[[], None] = lambda: None,        # raises Interrupted to stop
     report: Callable[[list[dict]], None] = lambda history: None,  # called with the history after each epoch
+    begin: Callable[[int], None] = lambda epochs: None,           # called once, with the epochs that are done already
 ) -> list[dict]:                                     # a row an epoch, see `history.csv`
     "Train until the epochs are done or patience runs out, going on from a checkpoint where there is one."
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     history = resume(folder, model, optimiser, recipe)
+    begin(len(history))
     labels = data.labels[data.rows("val")]
     while not is_over([row["val_loss"] for row in history], recipe):
         began, epoch = time.perf_counter(), len(history) + 1
         row = {"epoch": epoch, **train_epoch(model, optimiser, data, recipe, epoch, check)}
         trained = time.perf_counter()
-        scores = score(predict(model, data, data.rows("val"), recipe, check), labels, recipe.objective)
+        logits = predict(model, data, data.rows("val"), recipe, check)
+        refuse_broken(logits, data, epoch)
+        scores = score(logits, labels, recipe.objective)
         row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
         row |= {"train_seconds": round(trained - began, 4), "seconds": round(time.perf_counter() - began, 4)}
         history.append(row)
         save_epoch(folder, model, optimiser, recipe, history)
         report(history)
     return history
+
+
+def refuse_broken(logits: Tensor, data: ImageSet, epoch: int) -> None:
+    "Raise NonFinite if an output for a validation image isn't finite."
+    broken = data.names[data.rows("val")][~logits.isfinite().all(1).numpy()]
+    if len(broken):
+        raise NonFinite(f"after epoch {epoch} the outputs of {len(broken)} validation images are not finite, first {', '.join(broken[:5])}; "
+                        "lower learning_rate, or use precision=float32")
 
 
 def load_best(folder: Path, history: list[dict], model: nn.Module) -> None:
