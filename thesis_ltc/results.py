@@ -7,7 +7,7 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'NOTHING', 'load_
            'confusion_of', 'varied', 'marks', 'link_to', 'leaderboard', 'shown', 'device_of', 'page_table', 'headline',
            'legend', 'scores_table', 'per_class', 'comparable', 'records_of']
 
-# %% ../nbs/80_results.ipynb #6d8bbdb1
+# %% ../nbs/80_results.ipynb #16ba0557
 import html
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from .experiment import Experiment
+from .experiment import OF_A_CIRCUIT, Experiment
 from .files import read_json
 from .intervals import mean_of
 from .record import SCHEMA, code_hash
@@ -91,8 +91,9 @@ LABELS = {"data": "data", "head": "head", "setting": "setting"}  # always shown,
 
 
 def varied(records: pd.DataFrame) -> list[str]:
-    "Data, head, setting, and every other factor that isn't the same in all records."
-    others = [name for name in FACTORS if name not in LABELS and records[name].astype(str).nunique() > 1]
+    "Data, head, setting, and every other factor that isn't the same in all records that it concerns."
+    concerned = {name: records[records.synapses > 0] if name in OF_A_CIRCUIT else records for name in FACTORS}
+    others = [name for name in FACTORS if name not in LABELS and concerned[name][name].astype(str).nunique() > 1]
     return [*LABELS, *others]
 
 
@@ -126,7 +127,7 @@ def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
         scores = {score: mean_of(group[f"best_test_{score}"]) for score in ("accuracy", "f1", "jaccard", "auc")}
         last = mean_of(group.last_test_accuracy)
         rows.append({
-            **{name: shown(first[name]) for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
+            **{name: "" if name in OF_A_CIRCUIT and not first.synapses else shown(first[name]) for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
             "last epoch": last.text() if last else "", "n": len(group), "parameters": f"{first.live:,}", "synapses": f"{first.synapses:,}",
             "images/s": f"{group.images_per_second.median():,.0f}", "device": device_of(group), "marks": "".join(sorted(set("".join(signs[group.index])))),
             "order": scores["accuracy"].mean,
@@ -217,10 +218,18 @@ def per_class(
 
 # %% ../nbs/80_results.ipynb #comparable
 def comparable(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    "Records in groups that differ in nothing but head and seed, each with what it has in common, in words."
+    """Records in groups that differ in nothing but head and seed, each with what it has in common, in words.
+
+    A head without a circuit stands in every group of circuits that differ in a circuit's factor, such as elapsed.
+    """
     factors = [name for name in varied(records) if name != "head"]
-    for values, group in records.groupby(factors, dropna=False, sort=False):
-        yield ", ".join(f"{name} {value}" if name != "data" else str(value) for name, value in zip(factors, values)), group
+    outer, inner = ([name for name in factors if (name in OF_A_CIRCUIT) == of_circuit] for of_circuit in (False, True))
+    for values, group in records.groupby(outer, dropna=False, sort=False):
+        common = [f"{name} {value}" if name != "data" else str(value) for name, value in zip(outer, values)]
+        plain, circuits = group[group.synapses == 0], group[group.synapses > 0]
+        parts = circuits.groupby(inner, dropna=False, sort=False) if inner and len(circuits) else [((), circuits)]
+        for inner_values, part in parts:
+            yield ", ".join([*common, *(f"{name} {value}" for name, value in zip(inner, inner_values))]), pd.concat([plain, part])
 
 
 def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
