@@ -1,5 +1,4 @@
 """A study, really run by Snakemake: what fails, what is repeated, what a stop leaves, and how a cluster would get it."""
-import os
 import shutil
 import signal
 import subprocess

@@ -68,17 +68,14 @@ def plainly() -> Iterator[None]:
 class LazyHelp(typer.core.TyperCommand):
     "A command whose help lists the values that it takes; they are looked up when help is asked for."
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         from thesis_ltc.notebook import PARAMETERS
 
+        super().format_help(ctx, formatter)
         formatter.write("\nValues, name=value:\n")
         width = max(map(len, PARAMETERS))
         for name, meaning in PARAMETERS.items():
             formatter.write(f"  {name:{width}}  {meaning}\n")
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
-        self.format_epilog(ctx, formatter)
 
 
 @app.command(cls=LazyHelp)
@@ -135,7 +132,7 @@ def study(
     "Run a study: its experiments side by side, those that are finished skipped."
     from thesis_ltc import runner
     from thesis_ltc.files import read_json, repository
-    from thesis_ltc.study import is_complete, make_plan, read_study, states
+    from thesis_ltc.study import make_plan, read_study, states
 
     with plainly():
         runs = repository() / "runs"
@@ -150,7 +147,6 @@ def study(
             raise ValueError(f"there is no study {path}; there are: {there}")
         with tempfile.TemporaryDirectory() if dry_run else nullcontext(runs) as folder:  # a rehearsal leaves no plan behind
             plan = make_plan(read_study(path, parse_values(set_)), runs, Path(folder))
-            plan["folder"] = str(runs)
             print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
             if dry_run:
                 raise typer.Exit(runner.rehearse(plan, profile))

@@ -321,11 +321,11 @@ def finish(
         torch.cuda.reset_peak_memory_stats()
     model = build_model(experiment, len(data.classes), seed).to(recipe.device)
     history = fit(model, limited, recipe, folder, check, report, begin)
-    losses, outputs = [row["val_loss"] for row in history], {}
-    outputs["last"] = {split: predict(model, limited, limited.rows(split), recipe, check) for split in SPLITS}
+    losses = [row["val_loss"] for row in history]
+    everything = lambda: {split: predict(model, limited, limited.rows(split), recipe, check) for split in SPLITS}
+    outputs = {"last": everything()}
     load_best(folder, history, model)
-    outputs["best"] = outputs["last"] if best_epoch(losses) == len(losses) else {
-        split: predict(model, limited, limited.rows(split), recipe, check) for split in SPLITS}
+    outputs["best"] = outputs["last"] if best_epoch(losses) == len(losses) else everything()
     write_predictions(folder / "predictions.parquet", limited, outputs)
     write_history(folder / "history.csv", history)
     atomic_write(folder / "model.safetensors", best_path(folder, best_epoch(losses)).read_bytes())

@@ -8,11 +8,11 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'dra
            'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'draw_classes', 'draw_confusion',
            'save_figures']
 
-# %% ../nbs/85_figures.ipynb #c65c8731
+# %% ../nbs/85_figures.ipynb #58256d68
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -87,7 +87,7 @@ def confusion_of(
     return sum(np.array(read_json(path)["metrics"][when]["test"]["confusion"]) for path in records.path)
 
 # %% ../nbs/80_results.ipynb #varied
-LABELS = {"data": "data", "head": "head", "setting": "setting"}  # always shown, in this order
+LABELS = ("data", "head", "setting")  # always shown, in this order
 
 
 def varied(records: pd.DataFrame) -> list[str]:
@@ -127,7 +127,8 @@ def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
         scores = {score: mean_of(group[f"best_test_{score}"]) for score in ("accuracy", "f1", "jaccard", "auc")}
         last = mean_of(group.last_test_accuracy)
         rows.append({
-            **{name: "" if name in OF_A_CIRCUIT and not first.synapses else shown(first[name]) for name in factors}, "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
+            **{name: "" if name in OF_A_CIRCUIT and not first.synapses else shown(first[name]) for name in factors},
+            "head": link_to(first["head"], identifier, first.path), **{f"test {name}": m.text() if m else "" for name, m in scores.items()},
             "last epoch": last.text() if last else "", "n": len(group), "parameters": f"{first.live:,}", "synapses": f"{first.synapses:,}",
             "images/s": f"{group.images_per_second.median():,.0f}", "device": device_of(group), "marks": "".join(sorted(set("".join(signs[group.index])))),
             "order": scores["accuracy"].mean,
@@ -182,7 +183,8 @@ def legend(records: pd.DataFrame) -> Any:
 
     if records.empty:
         return Markdown("")
-    used = [f"{sign} {LEGEND[sign]}" for sign in LEGEND if marks(records).str.contains(sign).any()]
+    there = set("".join(marks(records)))
+    used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
     broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
     where = f"Made on {'; '.join(sorted({device_of(group) for _, group in records.groupby('id')}))}"
     intervals = "± is half the 95 % interval of the mean over n seeds (Student's t); scores are taken at the epoch with the lowest validation loss, but for *last epoch*"
@@ -207,7 +209,7 @@ def per_class(
 ) -> pd.DataFrame:           # heads by classes
     "A score of each class for each head, from the test confusion at the best epoch, added up over the seeds."
     if (records.groupby("head").id.nunique() > 1).any():
-        raise ValueError(f"a head stands for several experiments, which differ in {', '.join(varied(records)[3:])}; give records of one experiment a head")
+        raise ValueError(f"a head stands for several experiments, which differ in {', '.join(varied(records)[len(LABELS):])}; give records of one experiment a head")
     rows = {}
     for head, group in records.groupby("head", sort=False):
         counts = confusion_of(group)

@@ -6,7 +6,7 @@
 __all__ = ['snakemake_command', 'outlook', 'rehearse', 'start', 'study_lock', 'alone', 'is_running', 'stopped_with_us', 'follow',
            'settled', 'overall_bar', 'duration', 'summary', 'watch']
 
-# %% ../nbs/72_runner.ipynb #684de16f
+# %% ../nbs/72_runner.ipynb #c808b979
 import os
 import signal
 import subprocess
@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 import pandas as pd
 import torch
-
 from filelock import FileLock, Timeout
 
 from .checkpoint import RunIsBusy

@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'OPTIONAL', 'METRICS', 'StudyError', 'Study', 'read_study', 'study_of', 'make_plan', 'load_plans', 'states',
            'is_complete', 'cell_failure', 'publish']
 
-# %% ../nbs/70_study.ipynb #066ba9b5
+# %% ../nbs/70_study.ipynb #79d4058e
 import itertools
 import shutil
 import sys
@@ -20,7 +20,7 @@ import yaml
 
 from .checkpoint import read_status
 from .experiment import FIELDS, Experiment, experiment_id, load_images, refuse_unknown, resolved
-from .files import atomic_write, read_json, repository, write_json
+from .files import atomic_write, read_json, write_json
 from .notebook import seeds_of
 
 # %% ../nbs/70_study.ipynb #studyerror
@@ -116,9 +116,8 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
     problems += [rule for rule, holds in rules.items() if not holds]
     if problems:
         raise StudyError(f"study {name}: {'; '.join(problems)}")
-    excluded = [rule for rule in content.get("exclude") or []]
     refuse_unknown(vary | fixed | overrides, FIELDS | {"seeds": KEYS["seeds"]})
-    for rule in excluded:
+    for rule in content.get("exclude") or []:
         refuse_unknown(rule, vary)
         wrong = [f"{key}: {value!r}" for key, value in rule.items() if value not in vary[key]]
         if wrong:
@@ -170,13 +169,14 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
     "A row a run of a study: experiment, seed, state, epoch, epochs, eta_seconds, message. States: done, running, waiting, killed, interrupted, failed."
     rows = []
     for cell in plan["cells"]:
+        failure = cell_failure(Path(plan["folder"]) / cell["id"])
         for seed in cell["seeds"]:
             folder = Path(plan["folder"]) / cell["id"] / f"seed{seed}"
             status = read_status(folder) or {"state": "waiting"}
             if (folder / "record.json").exists():
                 status["state"] = "done"
-            elif status["state"] == "waiting" and cell_failure(folder.parent):
-                status |= {"state": "failed", "message": cell_failure(folder.parent)}
+            elif status["state"] == "waiting" and failure:
+                status |= {"state": "failed", "message": failure}
             rows.append({"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in ("state", "epoch", "epochs", "eta_seconds", "message")})
     return pd.DataFrame(rows)
 
