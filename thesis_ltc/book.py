@@ -243,8 +243,11 @@ def appendix_page(path: Path) -> str:
 # %% ../nbs/90_book.ipynb #configure
 def configure(app: Any, config: Any) -> None:
     "Let our reader read notebooks, and pages be read side by side."
+    from nbclient import NotebookClient
+
     config.nb_custom_formats = {".ipynb": ["thesis_ltc.book.read_page", {"root": str(app.srcdir)}, False]}
-    app.parallel = min(os.cpu_count() or 1, 4)
+    app.parallel = min(2 * (os.cpu_count() or 1), 8)  # two pages a core, because kernels are often waited for
+    NotebookClient.shutdown_kernel.default_value = "immediate"  # a page leaves nothing to wind up, and torch takes seconds for that
 
 
 def prepare(app: Any) -> None:

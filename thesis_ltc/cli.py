@@ -113,8 +113,9 @@ def execute(
     from thesis_ltc.files import repository
 
     page.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(str(repository() / "nbs" / "experiments" / "run.ipynb"), str(page), given, kernel_name="python3", progress_bar=False)
+    source = repository() / "nbs" / "experiments" / "run.ipynb"
+    try:  # the kernel has nothing to wind up at the end, for which torch takes seconds: records are on disk before the cell is over
+        papermill.execute_notebook(str(source), str(page), given, kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")
     except papermill.PapermillExecutionError as error:
         print(f"thesis-ltc: the experiment failed, {error.ename}: {error.evalue}; its page is {page}", file=sys.stderr)
         raise typer.Exit(1) from error
