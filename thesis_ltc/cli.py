@@ -112,10 +112,16 @@ def execute(
 
     from thesis_ltc.files import repository
 
+    gpu = nullcontext()
+    if given.get("device") == "cuda":
+        from thesis_ltc.runner import one_gpu
+
+        gpu = one_gpu()
     page.parent.mkdir(parents=True, exist_ok=True)
     source = repository() / "nbs" / "experiments" / "run.ipynb"
     try:  # the kernel has nothing to wind up at the end, for which torch takes seconds: records are on disk before the cell is over
-        papermill.execute_notebook(str(source), str(page), given, kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")
+        with gpu:
+            papermill.execute_notebook(str(source), str(page), given, kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")
     except papermill.PapermillExecutionError as error:
         print(f"thesis-ltc: the experiment failed, {error.ename}: {error.evalue}; its page is {page}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -132,17 +138,14 @@ def study(
 ) -> None:
     "Run a study: its experiments side by side, those that are finished skipped."
     from thesis_ltc import runner
-    from thesis_ltc.files import read_json, repository
-    from thesis_ltc.study import make_plan, read_study, states
+    from thesis_ltc.files import repository
+    from thesis_ltc.study import find_plan, make_plan, read_study, states
 
     with plainly():
         runs = repository() / "runs"
         path = Path(name) if name.endswith((".yaml", ".yml")) else repository() / "studies" / f"{name}.yaml"
         if watch:
-            plan_path = runs / f"{path.stem}.plan.json"
-            if not plan_path.exists():
-                raise ValueError(f"study {path.stem} was not started here ({plan_path} is missing); start it with `thesis-ltc study {path.stem}`")
-            return runner.watch(read_json(plan_path) | {"folder": str(runs)})
+            return runner.watch(find_plan(path.stem, runs))
         if not path.exists():
             there = ", ".join(sorted(file.stem for file in (repository() / "studies").glob("*.yaml")))
             raise ValueError(f"there is no study {path}; there are: {there}")
@@ -210,10 +213,9 @@ def publish(name: Annotated[str, typer.Argument(help="A study that is complete."
     from thesis_ltc.files import repository
 
     with plainly():
-        plans = {plan["study"]: plan for plan in studies.load_plans(repository() / "runs")}
-        if name not in plans:
-            raise ValueError(f"study {name} was not run here; there are: {', '.join(plans) or 'none'}")
-        print(f"{studies.publish(plans[name], repository() / 'results')} runs published in {repository() / 'results' / name}")
+        root = repository()
+        count = studies.publish(studies.find_plan(name, root / "runs"), root / "results")
+        print(f"{count} runs published in {root / 'results' / name}")
 
 # %% ../nbs/95_cli.ipynb #7475dcec
 #| eval: false

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'find_head', 'Head', 'build', 'Classifier', 'classifier', 'with_normaliser', 'circuits', 'count',
-           'dense_count', 'parameter_counts', 'ghost', 'macs', 'stage_shapes']
+           'dense_count', 'parameter_counts', 'probe', 'macs', 'stage_shapes']
 
-# %% ../nbs/40_heads.ipynb #29c6f0c0
+# %% ../nbs/40_heads.ipynb #cedefe19
 import copy
 import difflib
 from contextlib import nullcontext
@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from .crnet import CRNet
 from .ltc import LTC, without_autocast
@@ -189,30 +188,33 @@ def parameter_counts(model: Classifier) -> dict[str, int]:
     }
 
 
-def ghost(model: Classifier, image_size: int | None, channels: int | None) -> tuple[Classifier, Tensor]:
-    "A copy of the model, and an image for it, that have shapes but no numbers."
-    size, depth = image_size or model.image_size, channels or model.backbone.channels
-    return copy.deepcopy(model).to("meta").eval(), torch.empty(1, depth, size, size, device="meta")
+def probe(model: Classifier) -> tuple[Classifier, Tensor]:
+    "A copy of the model as it is for evaluation, and a black image for it."
+    black = next(model.parameters()).new_zeros(1, model.backbone.channels, model.image_size, model.image_size)
+    return copy.deepcopy(model).eval(), black
 
 
-def macs(model: Classifier, image_size: int | None = None, channels: int | None = None) -> int:
-    "Multiply-accumulates of one image's forward pass, by default at the size that the model was made for."
-    shadow, image = ghost(model, image_size, channels)
+def macs(model: Classifier) -> int:
+    "Multiply-accumulates of one image's forward pass."
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports a compiler
+
+    copied, image = probe(model)
     sub_steps = []
 
     def listen(circuit: LTC, arguments: tuple, result: tuple) -> None:
         recurrent = circuit.unfolds * len(circuit.wiring.source)
         sub_steps.append(arguments[0].shape[1] * (len(circuit.wiring.sensory_source) + recurrent))
 
-    for circuit in circuits(shadow):
+    for circuit in circuits(copied):
         circuit.register_forward_hook(listen)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(image)
+        copied(image)
     return counter.get_total_flops() // 2 + sum(sub_steps)
 
 
+@torch.no_grad()
 def stage_shapes(model: Classifier) -> dict[str, tuple[int, ...]]:
     "Shape of one image after the backbone and after each stage of the head."
-    shadow, image = ghost(model, None, None)
-    maps = shadow.backbone(image)
-    return {name: tuple(t.shape[1:]) for name, t in ({"backbone": maps} | shadow.head.trace(maps)).items()}
+    copied, image = probe(model)
+    maps = copied.backbone(image)
+    return {name: tuple(t.shape[1:]) for name, t in ({"backbone": maps} | copied.head.trace(maps)).items()}

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['snakemake_command', 'outlook', 'rehearse', 'start', 'study_lock', 'alone', 'is_running', 'stopped_with_us', 'follow',
-           'settled', 'overall_bar', 'duration', 'summary', 'watch']
+           'settled', 'overall_bar', 'duration', 'one_gpu', 'take', 'summary', 'watch']
 
-# %% ../nbs/72_runner.ipynb #c808b979
+# %% ../nbs/72_runner.ipynb #11022271
+import getpass
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -164,6 +166,35 @@ def overall_bar(plan: Mapping[str, Any]) -> Iterator[Callable[[pd.DataFrame, str
 def duration(seconds: float) -> str:
     "Seconds in the unit that suits them."
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+# %% ../nbs/72_runner.ipynb #one-gpu
+@contextmanager
+def one_gpu(
+    poll: float = 1.0,   # seconds between two looks, while all are taken
+) -> Iterator[None]:
+    "Inside, processes that are started see one GPU, which no other job of this user sees; nothing changes on a machine with fewer than two."
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = before.split(",") if before else [str(number) for number in range(torch.cuda.device_count())]
+    if len(gpus) < 2:
+        yield
+        return
+    locks = {gpu: FileLock(Path(tempfile.gettempdir()) / f"thesis_ltc-{getpass.getuser()}-gpu-{gpu}.lock", is_singleton=False) for gpu in gpus}
+    while (mine := next((gpu for gpu, lock in locks.items() if take(lock)), None)) is None:
+        time.sleep(poll)
+    try:
+        os.environ["CUDA_VISIBLE_DEVICES"] = mine
+        yield
+    finally:
+        locks[mine].release()
+        os.environ.pop("CUDA_VISIBLE_DEVICES") if before is None else os.environ.update(CUDA_VISIBLE_DEVICES=before)
+
+
+def take(lock: FileLock) -> bool:
+    "Take a lock if it is free; whether it was."
+    try:
+        return bool(lock.acquire(timeout=0))
+    except Timeout:
+        return False
 
 # %% ../nbs/72_runner.ipynb #summary
 def summary(plan: Mapping[str, Any]) -> str:
