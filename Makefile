@@ -13,7 +13,7 @@ help:
 	@echo "make report   train the quick study (7 heads, a few minutes) and build the book from it"
 	@echo "make test     the notebooks' tests, then pytest"
 	@echo "make check    what a change must pass: export in step, tests, the book without a warning"
-	@echo "make book     the book alone      make figures   CRNet and the scans, drawn"
+	@echo "make book     the book alone      make figures   CRNet and the scans, drawn      make install   .venv alone"
 	@echo "make publish  copy a study's records to results/      make lock   renew requirements.lock"
 	@echo "make clean    remove the built book; runs and .venv stay"
 	@echo "DATASET=digits trains on another set; STUDY=report another study; PYTHON=python3.12 another Python"

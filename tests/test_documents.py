@@ -63,8 +63,26 @@ def test_experiment_and_study_lines_of_the_readme_are_accepted():
     line = re.search(r"thesis-ltc run (head=\S+ .*)", text)[1]
     experiment, seeds, _ = split_values(parse_values(line.split()))
     assert (experiment.head, experiment.data, len(seeds)) == ("ncp-z", "fashion-mnist", 3)
-    for name in re.findall(r"thesis-ltc study (\w+)", text):
-        assert (ROOT / "studies" / f"{name}.yaml").exists(), name
+
+
+def test_study_lines_of_the_readme_can_be_planned(tmp_path):
+    from PIL import Image
+
+    from thesis_ltc.cli import parse_values
+    from thesis_ltc.study import make_plan, read_study
+
+    for number in range(24):
+        (tmp_path / "own" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 50 + number).save(tmp_path / "own" / "ab"[number % 2] / f"{number}.png")
+    lines = re.findall(r"thesis-ltc study (\w+)(.*)", README.read_text(encoding="utf-8"))
+    assert len(lines) >= 4
+    planned = 0
+    for name, words in lines:
+        values = parse_values(re.findall(r"--set (\S+)", words.replace("=DIR", f"={tmp_path / 'own'}")))
+        study = read_study(ROOT / "studies" / f"{name}.yaml", values)
+        if "folder" in values:
+            planned += len(make_plan(study, tmp_path / "runs")["cells"])
+    assert planned == 14  # seven heads, two settings, on the reader's own pictures
 
 
 def pages(entries: list) -> list[str]:
