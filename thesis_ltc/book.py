@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DIRECTIVE', 'TAGS', 'LONG_LOG', 'PACKAGE', 'ALWAYS', 'IMPORTED', 'EXECUTED', 'FIELD', 'NOTICE', 'COLOUR',
            'split_directives', 'as_page', 'as_shown', 'only_imports', 'log_lines', 'modules_of', 'content',
-           'fingerprint', 'page_key', 'key_of', 'read_page', 'experiment_title', 'joined', 'outcome', 'as_appendix',
-           'collect', 'appendix_page', 'configure', 'prepare', 'outdated', 'renew_menus', 'forget_failure', 'as_fields',
-           'plain', 'document_parameters', 'parameters', 'setup', 'build']
+           'fingerprint', 'page_key', 'names_below', 'key_of', 'read_page', 'experiment_title', 'joined', 'outcome',
+           'as_appendix', 'collect', 'appendix_page', 'configure', 'prepare', 'outdated', 'renew_menus',
+           'forget_failure', 'as_fields', 'plain', 'document_parameters', 'parameters', 'setup', 'build']
 
 # %% ../nbs/90_book.ipynb #5da08acf
 import ast
@@ -132,10 +132,18 @@ def page_key(
     "One hash over all that a page depends on, apart from its own text."
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     words = [word for source in code for word in split_directives(source)[0].get("inputs", "").split()]
-    variables = [(word, os.environ.get(word[1:], "")) for word in words if word.startswith("$")]
+    variables = [(word, place := os.environ.get(word[1:], ""), names_below(place)) for word in words if word.startswith("$")]
     inputs = [path for word in [ALWAYS, *words] if not word.startswith("$") for path in root.glob(word) if path.is_file()]
     parts = fingerprint(PACKAGE, modules_of("\n".join(code))), fingerprint(root, inputs), variables
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+# %% ../nbs/90_book.ipynb #names-below
+def names_below(place: str) -> list[str]:
+    "Names in a folder, if there is one; a page that says which image sets are there depends on them."
+    try:
+        return sorted(os.listdir(place)) if place else []
+    except OSError:
+        return []
 
 # %% ../nbs/90_book.ipynb #key-of
 EXECUTED = "executed"  # key of a notebook that the book must not execute

@@ -126,7 +126,7 @@ class Status:
     def write(self, state: str, epoch: int, message: str = "") -> None:
         "Replace the status; stops this process if another has taken the run over."
         known = read_status(self.folder)
-        if self.first is not None and (not known or any(known[k] != v for k, v in self.owner.items())):
+        if self.first is not None and (not known or any(known.get(k) != v for k, v in self.owner.items())):
             raise RunIsBusy(f"{self.folder} was deleted or taken over{owner(self.folder)}; this process stops writing")
         self.first = epoch if self.first is None else self.first
         pace = (time.monotonic() - self.began) / max(epoch - self.first, 1)
@@ -145,8 +145,12 @@ def read_status(folder: Path) -> dict[str, Any]:
     path = folder / "status.json"
     if not path.exists():
         return {}
-    status = read_json(path)
-    if status["state"] == "running" and not is_held(folder):
+    try:
+        status = read_json(path)
+        state = status["state"]
+    except (OSError, ValueError, KeyError, TypeError):  # it only informs; a run doesn't depend on it
+        return {"state": "unknown", "message": "status.json can't be read; the same command goes on from the last whole epoch"}
+    if state == "running" and not is_held(folder):
         status |= {"state": "killed", "message": "its process is gone; the same command goes on from the last whole epoch"}
     return status
 

@@ -58,6 +58,9 @@ def plainly() -> Iterator[None]:
     except UsageError as error:
         print(f"thesis-ltc: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
+    except ModuleNotFoundError as error:
+        print(f"thesis-ltc: the package {error.name} is missing; pip install 'thesis_ltc[data,study,book]' brings all that the commands need", file=sys.stderr)
+        raise typer.Exit(1) from error
     except Exception as error:
         if not (isinstance(error, ValueError | OSError) or type(error).__name__ in MENDABLE):
             raise
@@ -149,12 +152,17 @@ def study(
         if not path.exists():
             there = ", ".join(sorted(file.stem for file in (repository() / "studies").glob("*.yaml")))
             raise ValueError(f"there is no study {path}; there are: {there}")
-        with tempfile.TemporaryDirectory() if dry_run else nullcontext(runs) as folder:  # a rehearsal leaves no plan behind
-            plan = make_plan(read_study(path, parse_values(set_)), runs, Path(folder))
-            print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
-            if dry_run:
+        asked = read_study(path, parse_values(set_))
+        if dry_run:
+            with tempfile.TemporaryDirectory() as folder:  # a rehearsal leaves no plan behind
+                plan = make_plan(asked, runs, Path(folder))
+                print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
                 raise typer.Exit(runner.rehearse(plan, profile))
-        if not runner.start(plan, profile):
+        with runner.alone(asked.name, runs):
+            plan = make_plan(asked, runs)
+            print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
+            complete = runner.start(plan, profile)
+        if not complete:
             print(runner.summary(plan), file=sys.stderr)
             print(f"thesis-ltc: study {plan['study']} is not complete; the same command goes on with what is missing", file=sys.stderr)
             raise typer.Exit(1)

@@ -33,7 +33,7 @@ from .objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from .sources import load
 from thesis_ltc.training import (
-    Interrupted, Recipe, best_epoch, best_path, fit, interruptible, is_over, load_best, predict, reproducible,
+    FORMATS, Interrupted, Recipe, best_epoch, best_path, fit, interruptible, is_over, load_best, predict, reproducible,
     resolve_device, resolve_precision,
 )
 
@@ -74,6 +74,7 @@ class Experiment:
     epochs: int = value(360, "at most so many")
     patience: int = value(50, "epochs without a better validation loss before stopping")
     precision: str = value("auto", "of the backbone: float32, bfloat16, or auto, which takes bfloat16 where the hardware has it")
+    memory_format: str = value("channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, or contiguous")
     device: str = value("auto", "cpu, cuda, or auto, which takes a GPU where there is one")
     threads: int | None = value(None, "CPU threads; by default all cores. Part of a run's identity: sums are ordered by them")
 
@@ -102,7 +103,8 @@ def of_kind(name: str, given: Any, kind: Any) -> Any:
         return float(given)
     words = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
     expected = " or ".join(words[k] for k in kinds)
-    raise ExperimentError(f"{name} is {given!r}, but must be {expected}: {FIELDS[name]}")
+    hint = "; YAML takes 1e-4 for text, write 1.0e-4" if isinstance(given, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", given) else ""
+    raise ExperimentError(f"{name} is {given!r}, but must be {expected}: {FIELDS[name]}{hint}")
 
 
 def refuse_unknown(
@@ -125,6 +127,7 @@ def check_ranges(experiment: Experiment) -> None:
         "setting": (e.setting in SETTINGS, "1 or 2"),
         "objective": (e.objective in (None, *OBJECTIVES), " or ".join(OBJECTIVES)),
         "precision": (e.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+        "memory_format": (e.memory_format in FORMATS, " or ".join(FORMATS)),
         "device": (e.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
         "image_size": (e.image_size >= 15, "15 or more: smaller images leave CRNet no map"),
         "wiring_seed": (0 <= e.wiring_seed < 2**32, "0 or more, below 2**32"),
@@ -188,7 +191,7 @@ def build_model(
     "The experiment's classifier as it is before training, on the CPU."
     names = ("image_size", "width", "elapsed", "unfolds", "normaliser", "wiring_seed", "allow_upsampling")
     options = {name: getattr(experiment, name) for name in names}
-    return classifier(experiment.head, classes, **options, seed=seed).to(memory_format=torch.channels_last)
+    return classifier(experiment.head, classes, **options, seed=seed).to(memory_format=FORMATS[experiment.memory_format])
 
 # %% ../nbs/64_experiment.ipynb #line-of
 def line_of(history: list[dict], epochs: int) -> str:

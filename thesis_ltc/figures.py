@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
-           'step_colours', 'draw_scan', 'NotPublishable', 'refuse_unpublishable', 'draw_grid', 'draw_augmented',
-           'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'draw_classes', 'draw_confusion',
-           'save_figures']
+           'step_colours', 'draw_scan', 'NotPublishable', 'refuse_unpublishable', 'literal', 'draw_grid',
+           'draw_augmented', 'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'draw_classes',
+           'draw_confusion', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #58256d68
 import base64
@@ -171,6 +171,11 @@ def refuse_unpublishable(data: ImageSet) -> None:
         raise NotPublishable(f"pictures of {data.name} may not be shown ({data.licence}); show numbers instead, or a set that is publishable")
 
 
+def literal(text: str) -> str:
+    "Text as matplotlib shows it letter by letter: a user's class may have dollars in its name."
+    return text.replace("$", r"\$")
+
+
 def draw_grid(
     rows: Sequence[tuple[str, Sequence[np.ndarray]]],   # a label and images (height, width) in 0..1
     titles: Sequence[str] = (),                          # above the images of the first row
@@ -204,7 +209,7 @@ def draw_augmented(
     images, augmentation = torch.from_numpy(np.ascontiguousarray(data.images[rows])), Augmentation(image_size)
     lines = [("resized", prepare(images, image_size))]
     lines += [(f"epoch {n + 1}", augmentation(images, generator(seed, "augment", n + 1, 0))) for n in range(draws)]
-    return draw_grid([(label, list(batch[:, 0].numpy())) for label, batch in lines], [data.classes[label] for label in data.labels[rows]])
+    return draw_grid([(label, list(batch[:, 0].numpy())) for label, batch in lines], [literal(data.classes[label]) for label in data.labels[rows]])
 
 
 def draw_mistakes(
@@ -222,7 +227,7 @@ def draw_mistakes(
     row_of = {name: row for row, name in enumerate(data.names.tolist())}
     images = [data.images[row_of[name], 0] / 255 for name in wrong.name]
     said = [f"{data.classes[w.said]}?\n{w.sure:.2f}, is {data.classes[w.label]}" for w in wrong.itertuples()]
-    return draw_grid([("", images)], said), "; ".join(text.replace("\n", " ") for text in said)
+    return draw_grid([("", images)], list(map(literal, said))), "; ".join(text.replace("\n", " ") for text in said)
 
 # %% ../nbs/85_figures.ipynb #as-far-as-all
 def as_far_as_all(history: pd.DataFrame) -> pd.DataFrame:
@@ -270,7 +275,7 @@ def draw_classes(
 ) -> Figure:
     "A score of each class for each head, in percent."
     figure, axis = plt.subplots(figsize=(1.6 + 0.56 * scores.shape[1], 0.9 + 0.26 * len(scores)))
-    sns.heatmap(100 * scores, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 6.5}, linewidths=0.5)
+    sns.heatmap(100 * scores.rename(columns=literal), annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 6.5}, linewidths=0.5)
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
     for label in axis.get_xticklabels():
@@ -288,7 +293,7 @@ def draw_confusion(
     side = max(2.4, 0.42 * len(classes) + 1.3)
     figure, axis = plt.subplots(figsize=(side + 0.6, side))
     sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, square=True, cbar=False, ax=axis,
-                xticklabels=classes, yticklabels=classes, annot_kws={"fontsize": 6.5}, linewidths=0.5)
+                xticklabels=list(map(literal, classes)), yticklabels=list(map(literal, classes)), annot_kws={"fontsize": 6.5}, linewidths=0.5)
     axis.set(xlabel="predicted class", ylabel="true class; percent of it")
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=45)

@@ -59,6 +59,8 @@ def contrast(
     "Compare two heads in pairs of equal seeds, on the test images, at the best epoch."
     column = f"best_test_{margin['metric']}"
     first, second = (records[records["head"] == head].set_index("seed")[column].astype(float) for head in primary)
+    if not (first.index.is_unique and second.index.is_unique):
+        raise ValueError(f"a seed stands twice among the records of {' and '.join(primary)}; give records that differ in nothing but head and seed")
     pairs = (first - second).dropna()
     n = len(pairs)
     if n < 2:

@@ -60,33 +60,37 @@ def start(
 ) -> bool:                               # whether every run has its record
     "Run what is missing of a plan, telling how it goes; stopping this process stops its jobs, which can go on later."
     log = Path(plan["runs"]) / f"{plan['study']}.snakemake.log"
+    for name in ("THESIS_LTC_DATA", "THESIS_LTC_CACHE"):  # jobs work in another folder than this process
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if not is_complete(states(plan)):
-        with alone(plan), open(log, "w") as said, stopped_with_us(snakemake_command(plan, profile), said) as process:
+        with alone(plan["study"], plan["runs"]), open(log, "w") as said, stopped_with_us(snakemake_command(plan, profile), said) as process:
             follow(plan, process)
         if process.returncode and (states(plan).state == "waiting").any():
             print(f"Snakemake ended with status {process.returncode}; the end of {log}:\n{''.join(log.read_text().splitlines(keepends=True)[-15:])}", file=sys.stderr)
     return is_complete(states(plan))
 
 
-def study_lock(plan: Mapping[str, Any]) -> FileLock:
-    "The lock that a study holds while it runs."
-    return FileLock(Path(plan["runs"]) / f".{plan['study']}.study.lock", timeout=0, is_singleton=False)
+def study_lock(name: str, runs: str | Path) -> FileLock:
+    "The lock of the process that plans and runs a study; the process that holds it may take it again."
+    return FileLock(Path(runs) / f".{name}.study.lock", timeout=0, is_singleton=True)
 
 
 @contextmanager
-def alone(plan: Mapping[str, Any]) -> Iterator[None]:
-    "Hold the study for this process; raises RunIsBusy if another runs it."
+def alone(name: str, runs: str | Path) -> Iterator[None]:
+    "Hold the study for this process, before its plan is written; raises RunIsBusy if another process runs it."
+    Path(runs).mkdir(parents=True, exist_ok=True)
     try:
-        with study_lock(plan):
+        with study_lock(name, runs):
             yield
     except Timeout as error:
-        raise RunIsBusy(f"study {plan['study']} is being run by another process; look at it with `thesis-ltc study {plan['study']} --watch`, or end that process") from error
+        raise RunIsBusy(f"study {name} is being run by another process; look at it with `thesis-ltc study {name} --watch`, or end that process") from error
 
 
 def is_running(plan: Mapping[str, Any]) -> bool:
-    "Whether some process runs the study at this moment."
+    "Whether another process runs the study at this moment."
     try:
-        with study_lock(plan):
+        with study_lock(plan["study"], plan["runs"]):
             return False
     except Timeout:
         return True

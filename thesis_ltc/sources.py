@@ -37,7 +37,7 @@ class DataError(ValueError):
     "Images that can't be had, or not as asked for."
 
 # %% ../nbs/16_sources.ipynb #content
-RULES = ("imageset", "decode", "splits", "sources")  # the modules that decide what a set becomes
+RULES = ("imageset", "decode", "splits", "streams", "sources")  # the modules that decide what a set becomes
 
 
 def content(path: Path) -> str | None:
