@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'NOTHING', 'load_records', 'row_of', 'load_histories',
            'confusion_of', 'varied', 'marks', 'link_to', 'leaderboard', 'shown', 'device_of', 'page_table', 'headline',
-           'legend', 'scores_table', 'per_class', 'comparable', 'records_of']
+           'legend', 'scores_table', 'per_class', 'comparable', 'records_of', 'by_study']
 
-# %% ../nbs/80_results.ipynb #16ba0557
+# %% ../nbs/80_results.ipynb #a9048f36
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pandas.io.formats.style import Styler
 from .experiment import OF_A_CIRCUIT, Experiment
 from .files import read_json
 from .intervals import mean_of
+from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 
 # %% ../nbs/80_results.ipynb #load-records
@@ -91,9 +92,10 @@ LABELS = ("data", "head", "setting")  # always shown, in this order
 
 
 def varied(records: pd.DataFrame) -> list[str]:
-    "Data, head, setting, and every other factor that isn't the same in all records that it concerns."
+    "Data, head, setting, and every other factor that isn't the same in all records that it concerns; what the setting says is not said again."
     concerned = {name: records[records.synapses > 0] if name in OF_A_CIRCUIT else records for name in FACTORS}
-    others = [name for name in FACTORS if name not in LABELS and concerned[name][name].astype(str).nunique() > 1]
+    said = [name for name in vars(SETTINGS[1]) if all(vars(SETTINGS[setting])[name] == v for setting, v in zip(records.setting, records[name]))]
+    others = [name for name in FACTORS if name not in (*LABELS, *said) and concerned[name][name].astype(str).nunique() > 1]
     return [*LABELS, *others]
 
 
@@ -119,9 +121,12 @@ def link_to(head: str, identifier: str, path: str) -> str:
     return f'<span title="{html.escape("/".join(folder.parts[-3:]))}">{html.escape(head)}</span>'
 
 
-def leaderboard(records: pd.DataFrame) -> pd.DataFrame:
+def leaderboard(
+    records: pd.DataFrame,
+    among: pd.DataFrame | None = None,   # all there are, if these are some of them; what is out of date is seen there
+) -> pd.DataFrame:
     "A row an experiment, best mean test accuracy first: scores at the best epoch with intervals, n, counts, speed, device, marks."
-    factors, signs, rows = varied(records), marks(records), []
+    factors, signs, rows = varied(records), marks(records if among is None else among), []
     for identifier, group in records.groupby("id", sort=False):
         first = group.iloc[0]
         scores = {score: mean_of(group[f"best_test_{score}"]) for score in ("accuracy", "f1", "jaccard", "auc")}
@@ -170,9 +175,9 @@ def page_table(
     return table.style.hide(axis="index").format(escape="html", subset=plain).set_properties(**{"white-space": "nowrap"})
 
 
-def headline(records: pd.DataFrame) -> Any:
+def headline(records: pd.DataFrame, among: pd.DataFrame | None = None) -> Any:
     "The leaderboard in a few columns, for a first page."
-    table = leaderboard(records)
+    table = leaderboard(records, among)
     wanted = [name for name in (*varied(records), "test accuracy", "test f1", "n", "parameters", "synapses", "images/s", "marks") if name in table]
     return page_table(table[wanted] if wanted else table, links=["head"])
 
@@ -238,3 +243,20 @@ def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     "Those of a study."
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
     return records[[key in wanted for key in zip(records.id, records.seed)]]
+
+# %% ../nbs/80_results.ipynb #by-study
+def by_study(
+    records: pd.DataFrame,
+    plans: Iterable[dict[str, Any]],        # as `load_plans` has them
+) -> Iterator[tuple[str, pd.DataFrame]]:    # a line of Markdown and the records below it
+    "Records of each study that has some, then those of none."
+    seen = set()
+    for plan in plans:
+        part = records_of(records, plan)
+        seen |= set(part.index)
+        held = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in plan["fixed"].items())
+        if len(part):
+            yield f"**Study {plan['study']}.** {plan['question']}" + (f" Held: {held}." if held else ""), part
+    rest = records[[index not in seen for index in records.index]]
+    if len(rest):
+        yield "**Experiments of no study.**", rest
