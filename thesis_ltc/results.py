@@ -178,7 +178,8 @@ def page_table(
 def headline(records: pd.DataFrame, among: pd.DataFrame | None = None) -> Any:
     "The leaderboard in a few columns, for a first page."
     table = leaderboard(records, among)
-    wanted = [name for name in (*varied(records), "test accuracy", "test f1", "n", "parameters", "synapses", "images/s", "marks") if name in table]
+    wanted = [name for name in (*varied(records), "test accuracy", "test f1", "test auc", "n", "parameters", "synapses", "images/s", "marks") if name in table]
+    wanted = [name for name in wanted if name != "data" or table.data.nunique() > 1]
     return page_table(table[wanted] if wanted else table, links=["head"])
 
 
@@ -256,7 +257,7 @@ def by_study(
         seen |= set(part.index)
         held = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in plan["fixed"].items())
         if len(part):
-            yield f"**Study {plan['study']}.** {plan['question']}" + (f" Held: {held}." if held else ""), part
+            yield f"**Study {plan['study']}**, {' and '.join(part.data.unique())}. {plan['question']}" + (f" Held: {held}." if held else ""), part
     rest = records[[index not in seen for index in records.index]]
     if len(rest):
         yield "**Experiments of no study.**", rest
