@@ -1,5 +1,6 @@
 """README and the other hand-written documents agree with the code; `python tests/test_documents.py` renews README's table."""
 import configparser
+import json
 import re
 from pathlib import Path
 
@@ -101,6 +102,20 @@ def test_every_notebook_is_a_page_and_every_page_exists():
     there = [path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "nbs").rglob("*.*") if path.suffix in (".ipynb", ".md")]
     there = [name for name in there if "experiments/" not in name and ".ipynb_checkpoints" not in name]
     assert sorted(named) == sorted(there)
+
+
+def test_displayed_formulas_stand_in_paragraphs_of_their_own():
+    "Else MyST takes their dollars for those of formulas in the line."
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "nbs").rglob("*.md")}
+    for path in (ROOT / "nbs").rglob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                texts[path, cell["id"]] = "".join(cell["source"])
+    displayed = {place: text for place, text in texts.items() if "$$" in text}
+    assert displayed
+    for place, text in displayed.items():
+        for paragraph in re.split(r"\n\s*\n", text):
+            assert "$$" not in paragraph or re.fullmatch(r"\s*\$\$[^$]*\$\$\s*", paragraph), f"{place}: {paragraph[:80]}"
 
 
 def test_the_api_page_shows_every_module():

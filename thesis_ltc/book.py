@@ -99,13 +99,13 @@ IMPORTED = re.compile(r"\bthesis_ltc\.(\w+)|\bfrom \.(\w+) import|\bfrom (?:thes
 
 def modules_of(
     text: str,                # Python
-    package: Path = PACKAGE,  # folder of the modules
+    package: Path | None = None,  # folder of the modules; by default this package
 ) -> set[Path]:
     "The package's modules that a text names, and those that they name; too many rather than too few."
     found, texts = set(), [text]
     while texts:
         names = {name for match in IMPORTED.findall(texts.pop()) for words in match for name in re.findall(r"\w+", words)}
-        new = {path for name in names if (path := package / f"{name}.py").is_file()} - found
+        new = {path for name in names if (path := (package or PACKAGE) / f"{name}.py").is_file()} - found
         found |= new
         texts += [path.read_text(encoding="utf-8") for path in new]
     return found

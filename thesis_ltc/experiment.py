@@ -71,7 +71,7 @@ class Experiment:
     objective: str | None = value(None, "loss: bce-dice, mse; by default the setting's")
     batch_size: int | None = value(None, "images a step; by default the setting's")
     learning_rate: float | None = value(None, "Adam's, at the start of each cosine; by default the setting's")
-    epochs: int = value(360, "at most so many")
+    epochs: int = value(360, "at most so many epochs")
     patience: int = value(50, "epochs without a better validation loss before stopping")
     precision: str = value("auto", "of the backbone: float32, bfloat16, or auto, which takes bfloat16 where the hardware has it")
     memory_format: str = value("channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, or contiguous")
