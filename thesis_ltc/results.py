@@ -266,6 +266,6 @@ def by_study(
         held = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in plan["fixed"].items())
         if len(part):
             yield f"**Study {plan['study']}**, {' and '.join(part.data.unique())}. {plan['question']}" + (f" Held: {held}." if held else ""), part
-    rest = records[[index not in seen for index in records.index]]
+    rest = records.drop(index=list(seen))
     if len(rest):
         yield "**Experiments of no study.**", rest

@@ -130,7 +130,7 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
     if problems:
         raise StudyError(f"study {name}: {'; '.join(problems)}")
     refuse_unknown(vary | fixed | overrides, FIELDS | {"seeds": KEYS["seeds"]})
-    for rule in content.get("exclude") or []:
+    for rule in exclude:
         refuse_unknown(rule, vary)
         wrong = [f"{key}: {value!r}" for key, value in rule.items() if value not in vary[key]]
         if wrong:
@@ -141,7 +141,7 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
     content |= {"overrides": dict(overrides)}
     content |= {"seeds": overrides.pop("seeds", content["seeds"]), "data": overrides.pop("data", content.get("data"))}
     vary = {name: values for name, values in vary.items() if name not in overrides and not (name == "data" and content["data"])}
-    return Study(name, **content | {"vary": vary, "fixed": fixed | overrides})
+    return Study(name, **content | {"vary": vary, "fixed": fixed | overrides, "exclude": list(exclude)})
 
 # %% ../nbs/70_study.ipynb #make-plan
 def make_plan(
