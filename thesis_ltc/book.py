@@ -6,8 +6,8 @@
 __all__ = ['DIRECTIVE', 'TAGS', 'LONG_LOG', 'PACKAGE', 'ALWAYS', 'IMPORTED', 'EXECUTED', 'FIELD', 'NOTICE', 'COLOUR',
            'split_directives', 'as_page', 'as_shown', 'only_imports', 'log_lines', 'modules_of', 'content',
            'fingerprint', 'page_key', 'names_below', 'key_of', 'read_page', 'experiment_title', 'joined', 'outcome',
-           'as_appendix', 'collect', 'appendix_page', 'configure', 'prepare', 'outdated', 'renew_menus',
-           'forget_failure', 'as_fields', 'plain', 'document_parameters', 'parameters', 'setup', 'build']
+           'as_appendix', 'collect', 'appendix_page', 'configure', 'prepare', 'before_reading', 'outdated',
+           'renew_menus', 'forget_failure', 'as_fields', 'plain', 'document_parameters', 'parameters', 'setup', 'build']
 
 # %% ../nbs/90_book.ipynb #5da08acf
 import ast
@@ -253,9 +253,12 @@ def configure(app: Any, config: Any) -> None:
     "Let our reader read notebooks, and pages be read side by side."
     from nbclient import NotebookClient
 
+    from thesis_ltc.kernels import fork_kernels
+
     config.nb_custom_formats = {".ipynb": ["thesis_ltc.book.read_page", {"root": str(app.srcdir)}, False]}
     app.parallel = min(2 * (os.cpu_count() or 1), 8)  # two pages a core, because kernels are often waited for
     NotebookClient.shutdown_kernel.default_value = "immediate"  # a page leaves nothing to wind up, and torch takes seconds for that
+    fork_kernels()
 
 
 def prepare(app: Any) -> None:
@@ -266,6 +269,14 @@ def prepare(app: Any) -> None:
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None:
             extension.parallel_read_safe = True
+
+
+def before_reading(app: Any, env: Any, names: list[str]) -> None:
+    "Import what pages need, once for all kernels; nothing where no page is executed."
+    from thesis_ltc.kernels import warm_up
+
+    if any(env.doc2path(name).endswith(".ipynb") and not name.startswith("appendix/") for name in names):
+        warm_up()
 
 
 def outdated(app: Any, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
@@ -337,6 +348,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", prepare, priority=900)
     app.connect("env-get-outdated", outdated)
+    app.connect("env-before-read-docs", before_reading)
     app.connect("env-updated", renew_menus)
     app.connect("build-finished", forget_failure)
     app.connect("autodoc-process-docstring", document_parameters)
@@ -356,6 +368,7 @@ def build(
     program = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", program, "build", str(root), "-W", "--keep-going", "-q"]
     style = {"MATPLOTLIBRC": str(next(root.glob(ALWAYS), ""))}  # the house style for every page, asked for or not
+    style["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read when matplotlib is imported, which may be before the fork
     environment = os.environ | style | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
