@@ -212,6 +212,8 @@ def as_appendix(
             cell.source = re.sub(r"\A# .*\n?", "", cell.source)
         else:
             cell.outputs = joined(cell.outputs)
+        if "injected-parameters" in tags:
+            cell.source = re.sub(r"(?m)^runs = .*\n?", "", cell.source)  # where its builder keeps runs concerns no reader
     title = f"# {experiment_title(name)}" + (f": {word}" if word else "")
     notice = [new_markdown_cell(f":::{{error}}\n{sentence}\n:::", id="outcome")] if word else []
     notebook.cells = [new_markdown_cell(title, id="title"), *notice, *cells]
@@ -262,10 +264,14 @@ def configure(app: Any, config: Any) -> None:
 
 
 def prepare(app: Any) -> None:
-    "Make the cache before several pages need it; vouch for extensions that don't say they keep no state of pages."
+    "Make the cache before several pages need it, and shorten it now, alone; vouch for extensions that don't say they keep no state of pages."
     from jupyter_cache import get_cache
+    from jupyter_cache.cache.main import JupyterCacheBase
 
-    get_cache(app.env.mystnb_config.execution_cache_path).db.connect().close()
+    cache = get_cache(app.env.mystnb_config.execution_cache_path)
+    cache.db.connect().close()
+    cache.truncate_caches()
+    JupyterCacheBase.truncate_caches = lambda self: None  # while pages are read side by side, it would take another's newest page for an old one
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None:
             extension.parallel_read_safe = True

@@ -185,7 +185,8 @@ def data(
 
 def describe(found: Any) -> str:
     "An image set in lines of text."
-    lines = [f"{found.name}: {len(found):,} images of {len(set(found.patients)):,} patients, {found.images.shape[-1]} px, split {found.split_name}",
+    people = len(set(found.patients))
+    lines = [f"{found.name}: {len(found):,} images{f' of {people:,} patients' if people < len(found) else ''}, {found.images.shape[-1]} px, split {found.split_name}",
              f"licence: {found.licence}; pictures may {'' if found.publishable else 'not '}be shown"]
     lines += [f"{split:5}  " + ", ".join(f"{count:,} {label}" for label, count in counts.items()) for split, counts in found.counts().items()]
     lines += [f"note: {note}" for note in found.notes]

@@ -30,6 +30,7 @@ from .augment import Augmentation, prepare
 from .files import repository
 from .heads import classifier
 from .imageset import ImageSet
+from .results import in_order
 from .scan import SCANS
 from .streams import generator
 
@@ -254,7 +255,7 @@ def draw_curves(
 def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     "Accuracy by epoch, training and validation, a small picture for each head."
     history = as_far_as_all(history)
-    heads = list(dict.fromkeys(history["head"]))
+    heads = in_order(history["head"])
     columns = min(4, len(heads))
     lines = -(-len(heads) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(max(2.4, 1.85 * columns), 1.7 * lines + 0.2), sharex=True, sharey=True, squeeze=False)
@@ -274,8 +275,8 @@ def draw_classes(
     scores: pd.DataFrame,    # heads by classes, 0..1
 ) -> Figure:
     "A score of each class for each head, in percent."
-    figure, axis = plt.subplots(figsize=(1.6 + 0.56 * scores.shape[1], 0.9 + 0.26 * len(scores)))
-    sns.heatmap(100 * scores.rename(columns=literal), annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 6.5}, linewidths=0.5)
+    figure, axis = plt.subplots(figsize=(1.6 + 0.56 * scores.shape[1], 0.9 + 0.3 * len(scores)))
+    sns.heatmap(100 * scores.rename(columns=literal), annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 8}, linewidths=0.5)
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=30)
     for label in axis.get_xticklabels():
@@ -293,7 +294,7 @@ def draw_confusion(
     side = max(2.4, 0.42 * len(classes) + 1.3)
     figure, axis = plt.subplots(figsize=(side + 0.6, side))
     sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, square=True, cbar=False, ax=axis,
-                xticklabels=list(map(literal, classes)), yticklabels=list(map(literal, classes)), annot_kws={"fontsize": 6.5}, linewidths=0.5)
+                xticklabels=list(map(literal, classes)), yticklabels=list(map(literal, classes)), annot_kws={"fontsize": 8}, linewidths=0.5)
     axis.set(xlabel="predicted class", ylabel="true class; percent of it")
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=45)
