@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'LONGEST_SIDE', 'UnreadableImage', 'refuse_file', 'refuse_header', 'to_grey',
-           'weights', 'resize', 'decode', 'decode_files']
+           'weights', 'resize', 'read_grey', 'decode', 'Decoded', 'watched', 'decode_files']
 
 # %% ../nbs/12_decode.ipynb #d3feb033
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -86,17 +88,14 @@ def resize(
     return ((2 * sums + whole) // (2 * whole)).astype(np.uint8)
 
 # %% ../nbs/12_decode.ipynb #decode
-def decode(
-    path: str | Path,
-    size: int = 256,   # side of the square, in pixels
-) -> np.ndarray:       # (size, size) uint8
-    "A file's picture as a grey square; raises UnreadableImage with the reason."
+def read_grey(path: str | Path) -> tuple[str, np.ndarray]:   # (height, width) uint8
+    "A file's size and mode, and its picture in grey; raises UnreadableImage with the reason."
     path = Path(path)
     try:
         refuse_file(path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_header(image)
-            grey = to_grey(image)
+            return f"{image.width}x{image.height} {image.mode}", to_grey(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -105,24 +104,53 @@ def decode(
         raise UnreadableImage("at most 100 megapixels are decoded; its header announces more") from error
     except Exception as error:  # noqa: BLE001, readers of damaged files raise anything
         raise UnreadableImage(f"damaged or truncated: {str(error) or type(error).__name__}") from error
-    return resize(grey, size)
+
+
+def decode(
+    path: str | Path,
+    size: int = 256,   # side of the square, in pixels
+) -> np.ndarray:       # (size, size) uint8
+    "A file's picture as a grey square; raises UnreadableImage with the reason."
+    return resize(read_grey(path)[1], size)
 
 # %% ../nbs/12_decode.ipynb #decode-files
+class Decoded(NamedTuple):
+    "Pictures of files, and what became of each."
+
+    images: np.ndarray         # (readable, 1, size, size) uint8, read-only
+    kinds: list[str]           # size and mode of each readable file, as `512x512 L`
+    reasons: dict[int, str]    # position of each file that was left out, and why
+
+
+def watched(things: Iterable[Any], total: int, doing: str) -> Iterator[Any]:
+    "The same things; in a terminal, with a bar that shows how far it is."
+    if not sys.stderr.isatty():
+        yield from things
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(things, doing, total, console=Console(stderr=True), transient=True)
+
+
 def decode_files(
     paths: Sequence[str | Path],
     size: int = 256,
-) -> tuple[np.ndarray, dict[int, str]]:   # (readable, 1, size, size) uint8, read-only; reason of each position left out
+) -> Decoded:
     "Decode files on all cores, in their order; those that can't be read are left out and named."
-    images = np.zeros((len(paths), 1, size, size), np.uint8)
+    images, kinds = np.zeros((len(paths), 1, size, size), np.uint8), [""] * len(paths)
 
     def fill(row: int) -> str | None:
         try:
-            images[row, 0] = decode(paths[row], size)
+            kinds[row], picture = read_grey(paths[row])
         except UnreadableImage as error:
             return str(error)
+        images[row, 0] = resize(picture, size)
+        return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = {row: reason for row, reason in enumerate(pool.map(fill, range(len(paths)))) if reason is not None}
+        told = watched(pool.map(fill, range(len(paths))), len(paths), "decoding")
+        reasons = {row: reason for row, reason in enumerate(told) if reason is not None}
     images = np.delete(images, list(reasons), axis=0) if reasons else images
     images.flags.writeable = False
-    return images, reasons
+    return Decoded(images, [kind for row, kind in enumerate(kinds) if row not in reasons], reasons)

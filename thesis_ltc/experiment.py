@@ -57,6 +57,9 @@ class Experiment:
     data: str = value("covid-ct", "image set: digits, fashion-mnist, covid-ct, or a name for your own")
     folder: str | None = value(None, "where the images lie; by default below THESIS_LTC_DATA. Not part of the id, which has the images' own hash")
     split: str = value("patient", "train, val and test: official, or drawn by patient; slice is the report's")
+    repeat: int = value(0, "which draw of a split by patient or by slice; 0 takes the published one, if there is one")
+    folds: int | None = value(None, "deal patients into so many folds, each tested in turn; by default none")
+    fold: int = value(0, "which fold is tested, from 0 on")
     accept_leakage: bool = value(False, "go on although a patient stands in two splits")
     limit: int | None = value(None, "at most so many images of each split, classes in proportion")
     head: str = value("fc", "a name of the table of heads, or a sentence shrink | scan | project | normalise | circuit | readout")
@@ -124,6 +127,9 @@ def check_ranges(experiment: Experiment) -> None:
     e, positive = experiment, lambda number: number is None or 0 < number < math.inf
     rules = {
         "split": (e.split in ("patient", "official", "slice"), "patient, official or slice"),
+        "repeat": (e.repeat >= 0, "0 or more"),
+        "folds": (e.folds is None or e.folds > 1 and e.split == "patient", "2 or more, with split=patient"),
+        "fold": (0 <= e.fold < (e.folds or 1), "one of the folds, counted from 0"),
         "setting": (e.setting in SETTINGS, "1 or 2"),
         "objective": (e.objective in (None, *OBJECTIVES), " or ".join(OBJECTIVES)),
         "precision": (e.precision in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
@@ -180,7 +186,7 @@ def experiment_id(
 # %% ../nbs/64_experiment.ipynb #load-images
 def load_images(experiment: Experiment) -> ImageSet:
     "The whole set that an experiment trains on; `limit` is not applied yet."
-    return load(experiment.data, experiment.folder, experiment.split, experiment.accept_leakage)
+    return load(*(getattr(experiment, name) for name in ("data", "folder", "split", "accept_leakage", "repeat", "folds", "fold")))
 
 
 def build_model(

@@ -150,7 +150,7 @@ def leaderboard(
 def shown(value: Any) -> str:
     "A factor's value as a table shows it, safe inside HTML."
     if value is None or isinstance(value, float) and math.isnan(value):
-        return "all"  # of `limit`, the only factor that may be open in a record
+        return "none"  # of `limit` and `folds`, which may be open in a record
     return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
 
 
