@@ -6,7 +6,7 @@
 __all__ = ['RecipeError', 'Source', 'Recipe', 'made', 'read_recipe', 'Case', 'stem', 'cases_of', 'survey', 'missing',
            'entries_of', 'build', 'told', 'draw_negatives']
 
-# %% ../nbs/18_recipes.ipynb #be9b3bf5
+# %% ../nbs/18_recipes.ipynb #48c574d6
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from .decode import resize, watched
 from .files import read_yaml, repository
 from .packs import Entry, Packer
 from .streams import generator
-from .volumes import Volume, VolumeError, read_dicom, read_nifti, slices_of
+from .volumes import VolumeError, cut_files
 
 # %% ../nbs/18_recipes.ipynb #recipeerror
 class RecipeError(ValueError):
@@ -148,10 +148,8 @@ def missing(recipe: Recipe, root: str | Path, found: Mapping[str, list[Case]]) -
 # %% ../nbs/18_recipes.ipynb #entries-of
 def entries_of(source: Source, case: Case, classes: tuple[str, str], size: int) -> Iterator[Entry]:
     "The slices of a case as images of a pack."
-    volume = read_dicom(case.volume) if case.volume.is_dir() else read_nifti(case.volume)
-    lesion, lung = (read_nifti(path) if path else None for path in (case.lesion, case.lung))
-    kind = f"{volume.voxels.shape[2]}x{volume.voxels.shape[1]} {volume.voxels.dtype}"
-    for number, cut in enumerate(slices_of(volume, lesion, lung)):
+    kind, cuts = cut_files(*case)
+    for number, cut in enumerate(cuts):
         name = f"{source.name}/{case.patient}/{number:04d}"
         patient, position = (name, float("nan")) if source.stacked else (f"{source.name}/{case.patient}", cut.position)
         yield Entry(name, patient, source.name, classes[cut.positive], resize(cut.picture, size), position, kind)

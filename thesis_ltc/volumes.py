@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_VOXELS', 'WINDOW', 'AIR', 'SHARE', 'SMALLEST', 'VolumeError', 'Volume', 'turned', 'read_nifti', 'Slice',
            'read_header', 'hounsfield', 'read_dicom', 'assemble', 'is_grey', 'grey', 'check_mask', 'present', 'Cut',
-           'slices_of', 'lungs']
+           'slices_of', 'cut_files', 'lungs']
 
 # %% ../nbs/17_volumes.ipynb #d651bcfb
 from collections.abc import Iterator
@@ -207,6 +207,17 @@ def slices_of(
     pictures = grey(volume.voxels)
     for index in np.flatnonzero(kept):
         yield Cut(float(volume.positions[index]), pictures[index], bool(positive[index]))
+
+# %% ../nbs/17_volumes.ipynb #cut-files
+def cut_files(
+    volume: Path,                 # a NIfTI file, or a folder of DICOM files
+    lesion: Path | None = None,   # masks, NIfTI files
+    lung: Path | None = None,
+) -> tuple[str, Iterator[Cut]]:
+    "Size and type of a volume as `512x512 int16`, and its slices; raises VolumeError."
+    whole = read_dicom(volume) if volume.is_dir() else read_nifti(volume)
+    masks = (read_nifti(path) if path is not None else None for path in (lesion, lung))
+    return f"{whole.voxels.shape[2]}x{whole.voxels.shape[1]} {whole.voxels.dtype}", slices_of(whole, *masks)
 
 # %% ../nbs/17_volumes.ipynb #lungs
 AIR = -400          # Hounsfield units; lung is below, tissue above
