@@ -268,6 +268,8 @@ def draw_curves_by_head(history: pd.DataFrame) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat[len(heads):]:
         axis.set_visible(False)
+    for axis in axes.flat[max(0, len(heads) - columns) : len(heads)]:  # the lowest in its column
+        axis.tick_params(labelbottom=True)
     return figure
 
 

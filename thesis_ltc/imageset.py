@@ -144,6 +144,7 @@ class ImageSet:
     quarantine: tuple[tuple[str, str], ...] = ()  # files left out: name, reason
     split_name: str = "patient"                   # how the split was made: official, patient, slice, or a fold of patients
     accept_leakage: bool = False
+    listed: tuple[tuple[str, str], ...] = ()      # pairs of names that are known to show the same
     notes: tuple[str, ...] = ()                   # what a reader of results should know
 
     def __post_init__(self) -> None:
@@ -155,7 +156,8 @@ class ImageSet:
             if isinstance(getattr(self, name), str):
                 raise ImageSetError(f"{name} is the text {getattr(self, name)!r}; expected several")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "quarantine", tuple((str(file), str(reason)) for file, reason in self.quarantine))
+        for name in ("quarantine", "listed"):
+            object.__setattr__(self, name, tuple((str(first), str(second)) for first, second in getattr(self, name)))
         check_arrays(self)
         check_meaning(self)
         if not self.accept_leakage:
@@ -208,7 +210,10 @@ class ImageSet:
             raise ImageSetError(f"a set can't be limited to {n!r} images a split; expected a whole number, 1 or more")
         parts = [self.rows(split) for split in SPLITS]
         kept = [rows[spread(self.labels[rows], generator(0, "limit", split))[:n]] for split, rows in zip(SPLITS, parts, strict=True)]
-        chosen = np.sort(np.concatenate(kept))
+        return self.kept(np.sort(np.concatenate(kept)))
+
+    def kept(self, chosen: np.ndarray) -> Self:
+        "The set of some rows, given by number or as a mask."
         return replace(self, images=self.images[chosen], **{name: getattr(self, name)[chosen] for name in ROWS})
 
     def save(self, folder: str | Path) -> None:

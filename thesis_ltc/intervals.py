@@ -67,9 +67,10 @@ def contrast(
     records: pd.DataFrame,          # of one study, data and setting
     primary: Sequence[str],         # two heads
     margin: dict[str, Any],         # {"metric": a score, "value": the margin}
+    when: str = "best",             # or last: the epoch whose scores are compared
 ) -> Contrast:
-    "Compare two heads in pairs of equal seeds, on the test images, at the best epoch."
-    column = f"best_test_{margin['metric']}"
+    "Compare two heads in pairs of equal seeds, on the test images."
+    column = f"{when}_test_{margin['metric']}"
     first, second = (records[records["head"] == head].set_index("seed")[column].astype(float) for head in primary)
     if not (first.index.is_unique and second.index.is_unique):
         raise ValueError(f"a seed stands twice among the records of {' and '.join(primary)}; give records that differ in nothing but head and seed")

@@ -73,7 +73,7 @@ class Packer:
         publishable: bool,            # whether its pictures may be shown
         split_name: str = WHOLE,      # official, if entries come with a published split
     ) -> None:
-        self.path, self.rows, self.quarantine, self.notes = Path(path), [], [], []
+        self.path, self.rows, self.quarantine, self.listed, self.notes = Path(path), [], [], [], []
         self.about = {"schema": SCHEMA, "classes": list(classes), "licence": licence, "publishable": publishable, "split_name": split_name}
         self.size: int | None = None
         self.names: set[str] = set()
@@ -138,7 +138,7 @@ class Packer:
                 if not self.rows:
                     raise PackError(f"{self.path} would hold no image, and isn't written")
                 manifest = as_csv([COLUMNS, *self.rows])
-                about = self.about | {"size": self.size, "images": len(self.rows), "quarantine": self.quarantine, "notes": self.notes,
+                about = self.about | {"size": self.size, "images": len(self.rows), "quarantine": self.quarantine, "listed": self.listed, "notes": self.notes,
                                       "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}
                 self.archive.writestr("manifest.csv", manifest, zipfile.ZIP_DEFLATED)
                 self.archive.writestr("about.json", json.dumps(about, indent=1, ensure_ascii=False), zipfile.ZIP_DEFLATED)
@@ -159,7 +159,8 @@ def write_pack(data: ImageSet, path: str | Path) -> None:
     with Packer(path, data.classes, data.licence, data.publishable, data.split_name if published else WHOLE) as packer:
         packer.add((Entry(str(name), str(patient), str(source), data.classes[label], np.asarray(image[0]), float(position), str(kind), str(split) if published else "train")
                     for name, patient, source, label, image, position, kind, split in rows), len(data))
-        packer.quarantine += [list(pair) for pair in data.quarantine]
+        packer.quarantine += data.quarantine
+        packer.listed += data.listed
         packer.notes += data.notes
 
 
@@ -199,7 +200,7 @@ def read_pack(
         name=name, images=images, labels=np.array([numbers[label] for label in columns["label"]], np.int64), patients=np.array(columns["patient"]),
         sources=np.array(columns["source"]), names=np.array(columns["name"]), split=np.array(columns["split"]), classes=about["classes"], licence=about["licence"],
         publishable=about["publishable"], positions=np.array([float(position or "nan") for position in columns["position"]]), kinds=np.array(columns["kind"]),
-        quarantine=about["quarantine"], split_name=about["split_name"], accept_leakage=True, notes=about["notes"],
+        quarantine=about["quarantine"], listed=about["listed"], split_name=about["split_name"], accept_leakage=True, notes=about["notes"],
     )
 
 

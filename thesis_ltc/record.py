@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import thesis_ltc
+from .audit import across
 from .files import atomic_write, file_sha256
 from .imageset import SPLITS, ImageSet
 from .objective import probabilities
@@ -58,7 +59,7 @@ def score_epoch(
 
 # %% ../nbs/63_record.ipynb #code-hash
 MODULES = (  # that decide a result: those that `experiment` imports, and itself
-    "augment", "checkpoint", "crnet", "decode", "experiment", "fashion", "files", "heads", "imageset", "ltc", "objective", "record", "scan",
+    "audit", "augment", "checkpoint", "crnet", "decode", "experiment", "fashion", "files", "folders", "heads", "imageset", "ltc", "objective", "packs", "record", "scan",
     "sentence", "shrink", "sources", "splits", "streams", "training", "wiring",
 )
 
@@ -104,7 +105,7 @@ def describe_data(data: ImageSet, data_hash: str) -> dict[str, Any]:
     return {
         "name": data.name, "hash": data_hash, "split": data.split_name, "counts": data.counts(), "classes": list(data.classes),
         "licence": data.licence, "publishable": data.publishable, "leakage_accepted": data.accept_leakage,
-        "shared_patients": len(data.shared_patients()), "left_out": len(data.quarantine), "notes": list(data.notes),
+        "shared_patients": len(data.shared_patients()), "same_pictures": len(across(data)), "left_out": len(data.quarantine), "notes": list(data.notes),
     }
 
 # %% ../nbs/63_record.ipynb #write-predictions

@@ -50,8 +50,14 @@ def outlook(plan: Mapping[str, Any]) -> str:
 
 
 def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:
-    "Print what Snakemake would do; its exit status."
-    return subprocess.run(snakemake_command(plan, profile, dry_run=True)).returncode
+    "Print what would be run, and let Snakemake try its graph; its exit status."
+    missing = states(plan).query("state != 'done'")
+    for experiment, seeds in missing.groupby("experiment", sort=False).seed:
+        print(f"would run {experiment}, seeds {', '.join(map(str, seeds))}")
+    done = subprocess.run(snakemake_command(plan, profile, dry_run=True), capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+    return done.returncode
 
 
 def start(
@@ -148,7 +154,7 @@ def overall_bar(plan: Mapping[str, Any]) -> Iterator[Callable[[pd.DataFrame, str
     "A function that shows the states of a study, and a line about what has just ended."
     total = len(plan["cells"])
     if not sys.stderr.isatty():
-        yield lambda table, line: line and print(f"[{len(settled(table))}/{total}] {line}", flush=True)
+        yield lambda table, line: line and print(f"[{len(settled(table))} of {total} done] {line}", flush=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
