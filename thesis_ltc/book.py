@@ -6,8 +6,9 @@
 __all__ = ['DIRECTIVE', 'TAGS', 'LONG_LOG', 'PACKAGE', 'ALWAYS', 'IMPORTED', 'EXECUTED', 'FIELD', 'NOTICE', 'COLOUR',
            'split_directives', 'as_page', 'as_shown', 'only_imports', 'log_lines', 'modules_of', 'content',
            'fingerprint', 'page_key', 'names_below', 'key_of', 'read_page', 'experiment_title', 'joined', 'outcome',
-           'as_appendix', 'collect', 'appendix_page', 'configure', 'prepare', 'before_reading', 'outdated',
-           'renew_menus', 'forget_failure', 'as_fields', 'plain', 'document_parameters', 'parameters', 'setup', 'build']
+           'as_appendix', 'collect', 'appendix_page', 'configure', 'prepare', 'forget_broken', 'before_reading',
+           'outdated', 'renew_menus', 'forget_failure', 'as_fields', 'plain', 'document_parameters', 'parameters',
+           'setup', 'build']
 
 # %% ../nbs/90_book.ipynb #5da08acf
 import ast
@@ -15,6 +16,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -163,8 +165,9 @@ def read_page(
     key = key_of(notebook, Path(root))
     notebook = as_page(notebook)
     notebook.metadata["inputs"] = key
-    if key != EXECUTED and any(cell.cell_type == "code" for cell in notebook.cells):
-        notebook.cells.append(new_code_cell(f"# inputs {key}", id="inputs", metadata={"tags": ["remove-cell"]}))
+    if key != EXECUTED:  # the title makes the code of each page its own, or pages with the same code would share a place in the cache
+        title = next((cell.source.strip().splitlines()[0] for cell in notebook.cells if cell.cell_type == "markdown" and cell.source.strip()), "")
+        notebook.cells.append(new_code_cell(f"# inputs {key} {title}", id="inputs", metadata={"tags": ["remove-cell"]}))
     return notebook
 
 # %% ../nbs/90_book.ipynb #experiment-title
@@ -213,7 +216,7 @@ def as_appendix(
         else:
             cell.outputs = joined(cell.outputs)
         if "injected-parameters" in tags:
-            cell.source = re.sub(r"(?m)^runs = .*\n?", "", cell.source)  # where its builder keeps runs concerns no reader
+            cell.source = re.sub(r"(?m)^(runs|folder) = .*\n?", "", cell.source)  # where its builder keeps what concerns no reader
     title = f"# {experiment_title(name)}" + (f": {word}" if word else "")
     notice = [new_markdown_cell(f":::{{error}}\n{sentence}\n:::", id="outcome")] if word else []
     notebook.cells = [new_markdown_cell(title, id="title"), *notice, *cells]
@@ -270,11 +273,24 @@ def prepare(app: Any) -> None:
 
     cache = get_cache(app.env.mystnb_config.execution_cache_path)
     cache.db.connect().close()
+    forget_broken(cache)
     cache.truncate_caches()
     JupyterCacheBase.truncate_caches = lambda self: None  # while pages are read side by side, it would take another's newest page for an old one
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None:
             extension.parallel_read_safe = True
+
+
+def forget_broken(cache: Any) -> None:
+    "Drop what a killed build left in the cache of executed pages, so that such a page is executed again."
+    from jupyter_cache.cache.db import NbCacheRecord
+
+    for record in cache.list_cache_records():
+        try:
+            cache.get_cache_bundle(record.pk)
+        except Exception:  # noqa: BLE001, half a file is read as anything
+            shutil.rmtree(Path(cache.path) / "executed" / record.hashkey, ignore_errors=True)
+            NbCacheRecord.remove_record(record.pk, cache.db)
 
 
 def before_reading(app: Any, env: Any, names: list[str]) -> None:
@@ -377,10 +393,14 @@ def build(
     style["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read when matplotlib is imported, which may be before the fork
     environment = os.environ | style | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    from thesis_ltc.runner import stopped_with_us
+
+    with stopped_with_us(command, "Stopping; what was executed is kept.", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
             if not line.startswith(NOTICE):
                 print(line if sys.stderr.isatty() else COLOUR.sub("", line), end="", file=sys.stderr)
+        process.wait()
     book = root / "_build" / "html" / "index.html"
-    print(f"The book: {book}" if process.returncode == 0 else f"The book has faults, named above; what could be built: {book}")
+    there = f"; what could be built: {book}" if book.exists() else ", and nothing could be built"
+    print(f"The book: {book}" if process.returncode == 0 else f"The book has faults, named above{there}")
     return int(process.returncode != 0)

@@ -112,7 +112,7 @@ def run_lock(
 def owner(folder: Path) -> str:
     "Who last wrote a run's status, as words; nothing if nobody did."
     status = read_status(folder)
-    return f" (process {status['pid']} on {status['host']}, since {status['started']})" if status else ""
+    return f" (process {status['pid']} on {status['host']}, since {status['started']})" if status and {"pid", "host", "started"} <= status.keys() else ""
 
 # %% ../nbs/60_checkpoint.ipynb #status
 class Status:

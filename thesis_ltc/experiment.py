@@ -271,6 +271,8 @@ def record_in(
 ) -> dict[str, Any]:
     "The record of a finished run; raises ExperimentError if it is one of another experiment, or of another schema."
     record, filled = read_json(folder / "record.json"), vars(resolved(experiment)) | {"folder": None}
+    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("data", "experiment")):
+        raise ExperimentError(f"{folder / 'record.json'} is no record; delete {folder} to run it again")
     found = {"schema": record.get("schema"), "images": record.get("data", {}).get("hash"), **record.get("experiment", {})}
     wanted = {"schema": SCHEMA, "images": data_hash, **filled}
     wrong = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in wanted.items() if found.get(name, getattr(Experiment(), name, None)) != value]

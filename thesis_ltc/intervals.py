@@ -39,17 +39,17 @@ class Mean(NamedTuple):
         return f"{self.mean:.{digits}f}" + (f" {spread}" if spread.startswith("±") else f" ({spread})" if spread else "")
 
 
-def mean_of(values: Iterable[float], confidence: float = 0.95) -> Mean | None:
+def mean_of(values: Iterable[float]) -> Mean | None:
     "Mean and interval of the values that are defined; None if there are none."
     known = [float(v) for v in values if v is not None and not math.isnan(v)]
     if not known:
         return None
     n = len(known)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * np.std(known, ddof=1) / math.sqrt(n)) if n > 1 else None
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(known, ddof=1) / math.sqrt(n)) if n > 1 else None
     return Mean(float(np.mean(known)), half, n, min(known), max(known))
 
 # %% ../nbs/78_intervals.ipynb #contrast
-FEWEST = 3  # pairs that a verdict needs: two may agree by chance, and then have no spread
+FEWEST = 6  # pairs that a verdict needs: with five, even a sign test of pairs that all agree gives 2/2**5, more than 5 %
 
 
 class Contrast(NamedTuple):

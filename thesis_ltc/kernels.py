@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import entry_points
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
@@ -37,7 +38,7 @@ def warm_up() -> None:
 
 def fork_kernels() -> None:
     "From now on, let the kernels that this process starts be forked from it; where that is not possible, they start as always."
-    if POSSIBLE:
+    if POSSIBLE and entry_points(group=KernelProvisionerFactory.GROUP_NAME, name=FORKED):  # which an older installation has not
         KernelProvisionerFactory.instance().default_provisioner_name = FORKED
 
 # %% ../nbs/88_kernels.ipynb #become-kernel
@@ -88,7 +89,9 @@ class ForkedProvisioner(LocalProvisioner):
     "Starts a kernel as a fork of this process."
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        "Fork a kernel that listens where the connection file says."
+        "Fork a kernel that listens where the connection file says; one that isn't Python's starts as always."
+        if LAUNCHER not in cmd:
+            return await super().launch_kernel(cmd, **kwargs)
         arguments, parent = cmd[cmd.index(LAUNCHER) + 1:], os.getpid()
         environment = {**(kwargs.get("env") or os.environ), "JPY_PARENT_PID": str(parent)}
         process = multiprocessing.get_context("fork").Process(

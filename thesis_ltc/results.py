@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'SHOWN', 'LAST', 'NOTHING', 'MANY', 'BRIEFLY', 'NAMES',
-           'load_records', 'row_of', 'load_histories', 'confusion_of', 'varied', 'marks', 'link_to', 'leaderboard',
-           'shown', 'device_of', 'page_table', 'in_two_lines', 'board', 'legend', 'scores_table', 'in_order',
-           'per_class', 'comparable', 'records_of', 'by_study', 'asked', 'held', 'found']
+           'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told', 'varied',
+           'marks', 'link_to', 'leaderboard', 'shown', 'device_of', 'page_table', 'in_two_lines', 'board', 'legend',
+           'scores_table', 'in_order', 'per_class', 'comparable', 'records_of', 'by_study', 'asked', 'held', 'found']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -59,8 +59,9 @@ def row_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(f"the record has schema {record['schema']}, but this code reads {SCHEMA}; run the experiment again, or use the code that made it")
     if type(record["id"]) is not str or type(record["seed"]) is not int:
         raise TypeError(f"id is {record['id']!r}, seed is {record['seed']!r}; expected text and a whole number")
-    metrics = record["metrics"]
-    scores = {f"{when}_{split}_{score}": metrics[when][split][score] for when in metrics for split in ("val", "test") for score in SCORES}
+    metrics, classes = record["metrics"], len(record["data"]["classes"])
+    scores = {f"{when}_{split}_{score}": number(metrics[when][split][score], score in ("auc", "loss")) for when in ("best", "last") for split in ("val", "test") for score in SCORES}
+    check_record(record, classes)
     return {
         "id": record["id"], "seed": record["seed"], **{name: record["experiment"].get(name, getattr(Experiment(), name)) for name in FACTORS}, **scores,
         "best_epoch": metrics["best"]["epoch"], "last_epoch": metrics["last"]["epoch"], "stopped": record["stopped"],
@@ -73,12 +74,35 @@ def row_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
+def number(value: Any, may_be_open: bool = False) -> float | None:
+    "A number of a record; raises TypeError for anything else."
+    if value is None and may_be_open:
+        return None
+    if type(value) not in (int, float):
+        raise TypeError(f"a score is {value!r}; expected a number")
+    return float(value)
+
+
+def check_record(record: dict[str, Any], classes: int) -> None:
+    "Raise what is wrong with those parts of a record that pages count on."
+    experiment = record["experiment"]
+    if experiment["setting"] not in SETTINGS or not isinstance(experiment["head"], str) or not isinstance(experiment["data"], str):
+        raise ValueError(f"its experiment has setting {experiment['setting']!r}, head {experiment['head']!r}, data {experiment['data']!r}")
+    if pd.isna(pd.to_datetime(record["finished"], utc=True)):
+        raise ValueError("it isn't finished")
+    for when in ("best", "last"):
+        if np.array(record["metrics"][when]["test"]["confusion"], int).shape != (classes, classes):
+            raise ValueError(f"the confusion of its {when} epoch isn't one of {classes} classes")
+    for name in ("images_per_second", "seconds", "macs"):
+        number(record[name])
+
+
 def load_histories(records: pd.DataFrame) -> pd.DataFrame:
     "The curves of some runs, a row an epoch, with id, head, setting and seed."
     parts = []
     for run in records.itertuples():
         path = Path(run.path).with_name("history.csv")
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             parts.append(pd.read_csv(path).assign(id=run.id, head=run.head, setting=run.setting, seed=run.seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", "id", "head", "setting", "seed"])
 
@@ -94,11 +118,18 @@ def confusion_of(
 LABELS = ("data", "head", "setting")  # always shown, in this order
 
 
+def told(value: Any) -> str:
+    "A factor's value in words; None and NaN, which pandas mixes, are one."
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return "none"  # of `limit` and `folds`, which may be open in a record
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def varied(records: pd.DataFrame) -> list[str]:
     "Data, head, setting, and every other factor that isn't the same in all records that it concerns; what the setting says is not said again."
     concerned = {name: records[records.synapses > 0] if name in OF_A_CIRCUIT else records for name in FACTORS}
     said = [name for name in vars(SETTINGS[1]) if all(vars(SETTINGS[setting])[name] == v for setting, v in zip(records.setting, records[name]))]
-    others = [name for name in FACTORS if name not in (*LABELS, *said) and concerned[name][name].astype(str).nunique() > 1]
+    others = [name for name in FACTORS if name not in (*LABELS, *said) and concerned[name][name].map(told).nunique() > 1]
     return [*LABELS, *others]
 
 
@@ -151,9 +182,7 @@ def leaderboard(
 
 def shown(value: Any) -> str:
     "A factor's value as a table shows it, safe inside HTML."
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return "none"  # of `limit` and `folds`, which may be open in a record
-    return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
+    return html.escape(told(value))
 
 
 def device_of(group: pd.DataFrame) -> str:
@@ -214,13 +243,13 @@ def legend(records: pd.DataFrame, brief: bool = False) -> Any:
     "What the numbers are, and the marks that occur, for tables of these records."
     from IPython.display import Markdown
 
+    broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
     if records.empty:
-        return Markdown("")
+        return Markdown(". ".join(broken))
     there = set("".join(marks(records)))
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
-    broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
     seeds = records.groupby("id").seed.count()
-    spread = [f"the lowest and the highest of {seeds.min() if seeds.min() == seeds.max() else 'few'} seeds"] if seeds.between(2, SPREAD - 1).any() else []
+    spread = [f"the lowest and the highest of {seeds.min() if seeds.min() == seeds.max() else f'fewer than {SPREAD}'} seeds"] if seeds.between(2, SPREAD - 1).any() else []
     spread += ["± half the 95 % interval of the mean over n seeds (Student's t)"] if seeds.max() >= SPREAD else []
     epochs = "Scores are means over n seeds on the test images, at the epoch with the lowest validation loss" + ("" if brief else "; those called *last* are of the last epoch")
     below = [f"Below a mean: {' or '.join(spread)}"] if spread else []
@@ -271,17 +300,17 @@ def comparable(records: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     factors = [name for name in varied(records) if name != "head"]
     outer, inner = ([name for name in factors if (name in OF_A_CIRCUIT) == of_circuit] for of_circuit in (False, True))
     for values, group in records.groupby(outer, dropna=False, sort=False):
-        common = [f"{name} {value}" if name != "data" else str(value) for name, value in zip(outer, values)]
+        common = [f"{name} {told(value)}" if name != "data" else str(value) for name, value in zip(outer, values)]
         plain, circuits = group[group.synapses == 0], group[group.synapses > 0]
         parts = circuits.groupby(inner, dropna=False, sort=False) if inner and len(circuits) else [((), circuits)]
         for inner_values, part in parts:
-            yield ", ".join([*common, *(f"{name} {value}" for name, value in zip(inner, inner_values))]), pd.concat([plain, part])
+            yield ", ".join([*common, *(f"{name} {told(value)}" for name, value in zip(inner, inner_values))]), pd.concat([plain, part])
 
 
 def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     "Those of a study."
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
-    return records[[key in wanted for key in zip(records.id, records.seed)]]
+    return records.loc[pd.Series([key in wanted for key in zip(records.id, records.seed)], index=records.index, dtype=bool)]
 
 # %% ../nbs/80_results.ipynb #by-study
 def by_study(
@@ -304,16 +333,16 @@ def asked(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     data = " and ".join(dict.fromkeys(part.data))
     if plan is None:
         return f"**Experiments of no study**, on {data}."
-    changed = ", ".join(f"{name} {value}" for name, value in (plan.get("overrides") or {}).items())
+    changed = ", ".join(f"{name} {value}" for name, value in (plan.get("overrides") or {}).items() if name != "folder")
     return f"**Study {plan['study']}**, on {data}{f' (changed by its command: {changed})' if changed else ''}. {plan['question']}"
 
 
 def held(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     "What is the same in all of a study's runs, or in others and not by default, in a line of Markdown."
-    same = {name: part[name].iloc[0] for name in FACTORS if part[name].astype(str).nunique() == 1 and name not in ("data", "head", "device", "threads", "precision", "memory_format")}
+    same = {name: part[name].iloc[0] for name in FACTORS if part[name].map(told).nunique() == 1 and name not in ("data", "head", "device", "threads", "precision", "memory_format")}
     values = plan["fixed"] if plan else {name: value for name, value in same.items() if value != getattr(Experiment(), name) and name not in vars(SETTINGS[1])
                                          or name in vars(SETTINGS[1]) and part.setting.nunique() == 1 and value != getattr(SETTINGS[part.setting.iloc[0]], name)}
-    fixed = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items() if name != "setting"}
+    fixed = {name: told(value) for name, value in values.items() if name not in ("setting", "folder")}
     fixed |= {"setting": str(part.setting.iloc[0])} if part.setting.nunique() == 1 else {}
     explained = {"width": " (of the backbone's channels; the parameters shrink with it)"} | {name: " (of circuits)" for name in OF_A_CIRCUIT}
     words = [f"{name} {value}{explained.get(name, '')}" for name, value in fixed.items()]

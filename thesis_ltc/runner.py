@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 import torch
@@ -70,7 +70,8 @@ def start(
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if not is_complete(states(plan)):
-        with alone(plan["study"], plan["runs"]), open(log, "w") as said, stopped_with_us(snakemake_command(plan, profile), said) as process:
+        with alone(plan["study"], plan["runs"]), open(log, "w") as said, stopped_with_us(
+                snakemake_command(plan, profile), "Stopping; the same command goes on from the last whole epochs.", stdout=said, stderr=subprocess.STDOUT) as process:
             follow(plan, process)
         if process.returncode and (states(plan).state == "waiting").any():
             print(f"Snakemake ended with status {process.returncode}; the end of {log}:\n{''.join(log.read_text().splitlines(keepends=True)[-15:])}", file=sys.stderr)
@@ -103,14 +104,14 @@ def is_running(plan: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def stopped_with_us(command: list[str], said: TextIO) -> Iterator[subprocess.Popen]:
-    "A process with a group of its own, that gets SIGTERM, group and all, if this one is interrupted, terminated, or loses its terminal."
+def stopped_with_us(command: list[str], farewell: str, **options: Any) -> Iterator[subprocess.Popen]:
+    "A process with a group of its own, that gets SIGTERM, group and all, if this one is interrupted, terminated, or loses its terminal; options are those of Popen."
     before = {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in (signal.SIGTERM, signal.SIGHUP)}
-    process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
     except BaseException:
-        print("Stopping; the same command goes on from the last whole epochs.", file=sys.stderr, flush=True)
+        print(farewell, file=sys.stderr, flush=True)
         for strong, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
             try:
                 os.killpg(process.pid, strong)

@@ -166,10 +166,15 @@ def plan_name(study: Study) -> str:
 
 # %% ../nbs/70_study.ipynb #load-plans
 def load_plans(*directories: str | Path) -> list[dict[str, Any]]:
-    "Plans of the studies that were started or published; of two with one file name, the first."
-    plans: dict[str, dict] = {}
+    "Plans of the studies that were started or published; of two with one file name and the same experiments, the first."
+    plans: dict[tuple, dict] = {}
     for path in [path for directory in directories for path in sorted(Path(directory).glob("**/*.plan.json"))]:
-        plans.setdefault(path.name.removesuffix(".plan.json"), read_json(path) | {"folder": str(path.parent), "file": str(path.resolve())})
+        try:
+            plan = read_json(path)
+            key = path.name, tuple(cell["id"] for cell in plan["cells"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # no plan: its experiments are shown as those of no study
+        plans.setdefault(key, plan | {"folder": str(path.parent), "file": str(path.resolve())})
     return list(plans.values())
 
 
