@@ -99,4 +99,4 @@ def test_the_slurm_profile_is_accepted(tmp_path):
     after = {path: path.stat().st_mtime_ns for path in ROOT.glob("runs/*")}
     assert after.keys() - {ROOT / "runs" / ".snakemake"} == before.keys() - {ROOT / "runs" / ".snakemake"}, "a rehearsal left something behind"
     assert all(after[path] == before[path] for path in after if path.suffix == ".json"), "a rehearsal changed a plan"
-    assert "7 experiments, 14 runs" in result.stdout and "This was a dry-run" in result.stdout + result.stderr
+    assert "7 experiments, 14 runs" in result.stdout and len(re.findall(r"(?m)^would run digits_[\w-]+, seeds 0, 1$", result.stdout)) == 7
