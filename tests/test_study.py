@@ -1,6 +1,7 @@
 """A study, really run by Snakemake: what fails, what is repeated, what a stop leaves, and how a cluster would get it."""
 import shutil
 import signal
+import re
 import subprocess
 import sys
 import time
