@@ -23,7 +23,7 @@ from pandas.io.formats.style import Styler
 from .experiment import OF_A_CIRCUIT, Experiment
 from .files import read_json
 from .heads import HEADS
-from .intervals import SPREAD, Mean, contrast, mean_of, sides
+from .intervals import FEWEST, SPREAD, Mean, contrast, mean_of, sides
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 
@@ -374,7 +374,8 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
         said, last = (contrast(group, plan["primary"], plan["margin"], when) for when in ("best", "last"))
         difference = "no pair of runs yet"
         if said.difference is not None:
-            difference = f"{said.difference:+.3f} in {NAMES[plan['margin']['metric']]} at the best epoch, {last.difference:+.3f} at the last: " + (
+            interval = f" (95 % interval {said.interval[0]:+.3f} to {said.interval[1]:+.3f})" if said.n >= FEWEST else ""
+            difference = f"{said.difference:+.3f}{interval} in {NAMES[plan['margin']['metric']]} at the best epoch, {last.difference:+.3f} at the last: " + (
                 said.verdict if said.verdict == last.verdict else f"{said.verdict} by the one, {last.verdict} by the other") + f" (n = {said.n})"
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
