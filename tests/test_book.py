@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from thesis_ltc import book
 from thesis_ltc.files import atomic_write, write_json
+from thesis_ltc.kernels import POSSIBLE
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(240)
@@ -47,7 +48,8 @@ def small(tmp_path_factory) -> Path:
     atomic_write(root / "_toc.yml", TOC)
     reads = "#| inputs: runs/*/seed*/record.json\nfrom pathlib import Path\nimport json"
     tells = "#| echo: false\nprint('scores', sorted(json.loads(p.read_text()) for p in Path('..').glob('runs/*/seed*/record.json')))"
-    write_page(root / "nbs" / "index.ipynb", "Start", "#| default_exp files", reads, tells, "#| hide\nprint('nobody sees this')")
+    warm = "#| echo: false\nimport sys\nprint('kernel', 'warm' if 'seaborn' in sys.modules else 'cold')"
+    write_page(root / "nbs" / "index.ipynb", "Start", "#| default_exp files", reads, tells, warm, "#| hide\nprint('nobody sees this')")
     counts = "from pathlib import Path\ncount = Path('../count')\ncount.write_text(count.read_text() + 'x' if count.exists() else 'x')"
     write_page(root / "nbs" / "other.ipynb", "Other", f"#| export\n{counts}")
     for number in range(3):
@@ -69,6 +71,7 @@ def test_a_book_without_runs_is_whole_and_needs_no_network(small, capfd):
     assert book.build(small) == 0, capfd.readouterr().err
     assert "The book:" in capfd.readouterr().out
     assert "scores []" in text_of(small, "nbs/index") and "nobody sees" not in text_of(small, "nbs/index")
+    assert f"kernel {'warm' if POSSIBLE else 'cold'}" in text_of(small, "nbs/index")
     pages = list((small / "_build" / "html").rglob("*.html"))
     assert pages
     for page in pages:
@@ -101,6 +104,32 @@ def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small,
     shutil.rmtree(small / "runs")
     assert book.build(small) == 0
     assert not (small / "appendix" / "digits_fc_s1_0a.ipynb").exists()
+
+
+def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
+    "In an experiment's notebook, and on a page that uses a set of which no picture may be shown."
+    folder = small / "runs" / "mine_fc_s1_0a"
+    shows = new_output("display_data", {"text/html": "<img src='data:image/png;base64,AAAA'>"})
+    atomic_write(folder / "run.ipynb", nbformat.writes(new_notebook(cells=[new_code_cell("show()", outputs=[shows])], metadata=KERNEL | {"papermill": {"end_time": "2022"}})))
+    write_json(folder / "seed0" / "record.json", {"data": {"publishable": False}})
+    assert book.build(small) == 1 and "no record says that pictures of its images may be shown" in capfd.readouterr().err
+    html = (small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html").read_text(encoding="utf-8")
+    assert "AAAA" not in html and "Pictures were taken out" in html
+    write_json(folder / "seed0" / "record.json", {"data": {"publishable": True}})
+    assert book.build(small) == 0 and "AAAA" in (small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html").read_text(encoding="utf-8")
+    shutil.rmtree(small / "runs")
+
+    page = small / "nbs" / "other.ipynb"
+    whole = page.read_text(encoding="utf-8")
+    draws = "import matplotlib.pyplot as plt\n'covid-ct'\nplt.imshow([[0, 1]])\nplt.show()"
+    for source, status in ((draws, 1), (f"#| pictures: made up\n{draws}", 0)):
+        changed = json.loads(whole)
+        changed["cells"].append(new_code_cell(source, id="draws"))
+        atomic_write(page, json.dumps(changed))
+        assert book.build(small) == status
+        assert ("nbs/other.ipynb: the page uses images that may not be shown" in capfd.readouterr().err) == bool(status)
+    atomic_write(page, whole)
+    assert book.build(small) == 0
 
 
 def test_a_page_that_raises_fails_the_build_until_it_is_mended(small, capfd):

@@ -74,6 +74,17 @@ def test_a_kernel_that_dies_is_noticed():
     assert lines == ["Kernel died"]
 
 
+def test_what_a_cell_has_started_ends_with_the_kernel():
+    lines = said_by("""
+        print(">", execute("import subprocess, sys", "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']).pid)"), end="")
+    """)
+    try:
+        child = psutil.Process(int(lines[0]))
+        assert not psutil.wait_procs([child], timeout=20)[1] or child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        pass
+
+
 def test_a_kernel_ends_with_its_parent():
     said = said_by("""
         execute("import os, sys; print('>', os.getpid(), file=sys.__stdout__, flush=True); os.kill(os.getppid(), 9)")
