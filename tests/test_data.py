@@ -90,7 +90,7 @@ def test_folds_test_every_patient_once_and_their_records_say_which(tmp_path, mon
     for fold in range(2):
         experiment = Experiment(folder=str(clean), folds=2, fold=fold, repeat=3, **SMALL)
         record = run(experiment, 0, tmp_path / "runs", echo=lambda history: None)
-        assert record["data"]["split"] == f"patient, fold {fold + 1} of 2, repeat 3" and record["experiment"]["fold"] == fold
+        assert record["data"]["split"] == f"patient, fold {fold} of 0 to 1, repeat 3" and record["experiment"]["fold"] == fold
         data = load_images(experiment)
         tested += data.names[data.rows("test")].tolist()
     assert sorted(tested, key=int) == [str(row) for row in range(40)] and len(list((tmp_path / "runs").glob("mine_fc_s1_*"))) == 2

@@ -21,6 +21,7 @@ import numpy as np
 
 from .files import cache_folder, read_json, write_json
 from .imageset import SPLITS, ImageSet, LeakageError
+from .sources import UNKNOWN
 
 # %% ../nbs/22_audit.ipynb #pair
 BITS = 4              # of 64, in which the hashes of one picture may differ
@@ -111,18 +112,20 @@ class Score(NamedTuple):
         return f"{self.value:.3f} " + ("(too few patients for an interval)" if self.low is None else f"({self.low:.2f} to {self.high:.2f})")
 
 
-def by_source(data: ImageSet, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    "The share of each class among training images of the same source: (tests, classes)."
+def by_source(data: ImageSet, train: np.ndarray, test: np.ndarray) -> np.ndarray | None:
+    "The share of each class among training images of the same source: (tests, classes); None if all are of one."
+    if len(set(data.sources.tolist())) == 1:
+        return None
     everyone = np.bincount(data.labels[train], minlength=len(data.classes)) / len(train)
     shares = {source: np.bincount(data.labels[train][data.sources[train] == source], minlength=len(data.classes)) for source in set(data.sources[train].tolist())}
     return np.stack([shares[source] / shares[source].sum() if source in shares else everyone for source in data.sources[test].tolist()])
 
 
 def by_file(data: ImageSet, train: np.ndarray, test: np.ndarray) -> np.ndarray | None:
-    "What a forest of trees makes of a file's width, height and mode: (tests, classes); None where they aren't known."
+    "What a forest of trees makes of a file's width, height and mode: (tests, classes); None where they aren't known, or the same for all."
     from sklearn.ensemble import RandomForestClassifier
 
-    if "" in data.kinds:
+    if "" in data.kinds or len(set(data.kinds.tolist())) == 1:
         return None
     sides = np.array([[int(number) for number in kind.partition(" ")[0].split("x")] for kind in data.kinds.tolist()], float)
     modes = np.unique([kind.partition(" ")[2] for kind in data.kinds.tolist()], return_inverse=True)[1]
@@ -213,7 +216,7 @@ class Audit:
             lines.append(f"{self.adjacent:.0%} of the test slices have a directly adjacent slice in training")
         lines.append(f"naming the commonest class of training is right in {self.commonest:.3f} of the test images")
         for what, scores in self.blind.items():
-            lines.append(f"knowing only the {what}: " + ("not known" if scores is None else f"accuracy {scores['accuracy'].text()}, AUC {scores['auc'].text()}"))
+            lines.append(f"knowing only the {what}: " + ("not known, or the same for all" if scores is None else f"accuracy {scores['accuracy'].text()}, AUC {scores['auc'].text()}"))
         return lines
 
 
@@ -245,12 +248,12 @@ def audit(data: ImageSet) -> Audit:
         train = np.sort(np.random.default_rng(0).choice(train, MOST_TRAINED, replace=False))
     blind = {}
     for what, classify in BLIND.items():
-        said = classify(data, train, test)
+        said = classify(data, train, test) if len(np.unique(data.labels[train])) > 1 else None
         blind[what] = None if said is None else scored(said, data.labels[test], data.patients[test])
     commonest = np.bincount(data.labels[train], minlength=len(data.classes)).argmax()
     return Audit(
         data.name, data.split_name, {part: len(data.rows(part)) for part in SPLITS}, {part: len(set(data.patients[data.rows(part)].tolist())) for part in SPLITS},
-        len(set(data.patients.tolist())), not any("patient" in note for note in data.notes), data.shared_patients(), duplicates(data), adjacent_share(data), blind, float((data.labels[test] == commonest).mean()))
+        len(set(data.patients.tolist())), UNKNOWN not in data.notes, data.shared_patients(), duplicates(data), adjacent_share(data), blind, float((data.labels[test] == commonest).mean()))
 
 # %% ../nbs/22_audit.ipynb #save-audit
 def save_audit(found: Audit, folder: Path) -> Path:

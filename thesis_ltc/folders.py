@@ -125,6 +125,8 @@ def by_table(
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FolderError(f"{table} can't be read as a table: {error}") from error
+    if len(reader.fieldnames or []) == 1 and ";" in reader.fieldnames[0]:
+        raise FolderError(f"the columns of {table} are separated by semicolons; expected commas")
     columns = columns_of(table, reader.fieldnames or [], label, patient)
     pictures, left_out, inside = [], [], place.resolve()
     for number, row in enumerate(rows, 2):
@@ -176,7 +178,7 @@ def understand(
     place = Path(folder)
     if not place.is_dir():
         raise FolderError(f"there is no folder {place}; give one with a subfolder a class, or with a manifest.csv")
-    listed = Path(table) if table is not None else place / "manifest.csv"
+    listed = place / "manifest.csv" if table is None else Path(table) if Path(table).is_file() else place / table
     if table is not None or listed.is_file():
         found = by_table(place, listed, label, patient)
     elif label or patient:

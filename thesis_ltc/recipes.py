@@ -40,6 +40,7 @@ class Source:
     only: str | None = None                            # `with lesion`: volumes without a mask are none of this source
     stacked: bool = False                              # single slices in one file, each of an unknown patient
     expected: dict[str, int] = field(default_factory=dict)   # volumes, positive: as published
+    patients: dict[str, str] = field(default_factory=dict)   # stem of a volume: whose it is, where two volumes are of one patient
 
     def __post_init__(self) -> None:
         for name in ("folder", "volumes", "lesion", "lung"):
@@ -72,7 +73,7 @@ def made(kind: type, values: Any, what: str) -> Any:
     if not isinstance(values, Mapping):
         raise RecipeError(f"{what} is {values!r}; expected its keys: {', '.join(known)}")
     unknown = [str(key) for key in values if key not in known]
-    types = {"publishable": bool, "stacked": bool, "negatives": dict, "expected": dict, "classes": tuple, "sources": tuple, "listed": tuple}
+    types = {"publishable": bool, "stacked": bool, "negatives": dict, "expected": dict, "patients": dict, "classes": tuple, "sources": tuple, "listed": tuple}
     wrong = [f"{key} {value!r}" for key, value in values.items() if key in known and value is not None and not isinstance(value, types.get(key, str))]
     if unknown or wrong:
         raise RecipeError(f"{what} has {', '.join([*(f'the unknown key {key}' for key in unknown), *wrong])}; expected {', '.join(known)}, each of its type")
@@ -121,7 +122,7 @@ class Case(NamedTuple):
 
     @property
     def patient(self) -> str:
-        "Whose it is: the name of its file or folder, one a patient."
+        "The name of its file or folder: whose it is, unless the recipe says otherwise."
         return stem(self.volume)
 
 
@@ -159,7 +160,7 @@ def entries_of(source: Source, case: Case, classes: tuple[str, str], size: int) 
     kind, cuts = cut_files(*case)
     for number, cut in enumerate(cuts):
         name = f"{source.name}/{case.patient}/{number:04d}"
-        patient, position = (name, float("nan")) if source.stacked else (f"{source.name}/{case.patient}", cut.position)
+        patient, position = (name, float("nan")) if source.stacked else (f"{source.name}/{source.patients.get(case.patient, case.patient)}", cut.position)
         yield Entry(name, patient, source.name, classes[cut.positive], resize(cut.picture, size), position, kind)
 
 

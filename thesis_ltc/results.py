@@ -370,7 +370,8 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
     factor, _ = sides(plan["primary"])
     for common, group in comparable(part, factor):
         means = group.groupby(group[factor].map(told) if factor == "head" else factor + " " + group[factor].map(told)).best_test_accuracy.mean()
-        commonest = confusion_of(group[:1]).sum(1).max() / group.test_images.iloc[0]
+        shares = [confusion_of(group.iloc[[row]]).sum(1).max() / group.test_images.iloc[row] for row in range(len(group))]
+        commonest = f"{shares[0]:.3f}" if max(shares) - min(shares) < 5e-4 else f"{min(shares):.3f} to {max(shares):.3f}, as the test part is"
         said, last = (contrast(group, plan["primary"], plan["margin"], when) for when in ("best", "last"))
         difference = "no pair of runs yet"
         if said.difference is not None:
@@ -380,5 +381,5 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
         lines.append(f"{common}: accuracy from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`), where naming the commonest class "
-                     f"gives {commonest:.3f}; `{said.first}` against `{said.second}`: {difference}{alone}")
+                     f"gives {commonest}; `{said.first}` against `{said.second}`: {difference}{alone}")
     return "*Found:* " + ". ".join(lines) + "."

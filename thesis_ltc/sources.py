@@ -277,7 +277,7 @@ def load(
     drop_listed: bool = False,             # leave training images out that are known to stand in another part, too
 ) -> ImageSet:
     "An image set by name: decoded, split and checked; raises DataError if it can't be had, LeakageError if patients leak, SplitError if it can't be split."
-    check_split(split, repeat, folds)
+    check_split(split, repeat, folds, fold)
     data = read(name, folder)
     data = data.divided(*division(data, split, repeat, folds, fold, accept_leakage), accept_leakage)
     return without_listed(data) if drop_listed else data
@@ -290,7 +290,7 @@ def without_listed(data: ImageSet) -> ImageSet:
     return data.kept(~np.isin(data.names, sorted(dropped))) if dropped else data
 
 # %% ../nbs/16_sources.ipynb #check-split
-def check_split(split: str, repeat: int, folds: int | None) -> None:
+def check_split(split: str, repeat: int, folds: int | None, fold: int) -> None:
     "Refuse a split that isn't one, before anything is read."
     if split not in ("patient", "official", "slice"):
         raise DataError(f"there is no split {split!r}; expected patient, official or slice")
@@ -298,6 +298,8 @@ def check_split(split: str, repeat: int, folds: int | None) -> None:
         raise DataError(f"repeat is {repeat!r}; expected a whole number, 0 or more")
     if split != "patient" and folds is not None:
         raise DataError(f"folds are of patients, but split is {split!r}; use split='patient', or no folds")
+    if folds is None and fold:
+        raise DataError(f"fold is {fold}, but no folds are asked for; say how many: folds=5")
     if split == "official" and repeat:
         raise DataError(f"the published split is one and the same, but repeat is {repeat}; use split='patient' to draw others")
 
@@ -312,7 +314,7 @@ def division(data: ImageSet, split: str, repeat: int, folds: int | None, fold: i
             raise LeakageError(f"whose pictures those of {data.name} are isn't known, so a split by slice can't be shown to keep patients apart; use split='patient', or accept_leakage=True")
         return by_slice(data.labels, repeat), split
     if folds is not None:
-        return by_fold(data.labels, data.patients, folds, fold, repeat, data.sources), f"patient, fold {fold + 1} of {folds}, repeat {repeat}"
+        return by_fold(data.labels, data.patients, folds, fold, repeat, data.sources), f"patient, fold {fold} of 0 to {folds - 1}, repeat {repeat}"
     if published and not repeat:
         return data.split, "official"
     return by_patient(data.labels, data.patients, repeat, sources=data.sources), f"patient, repeat {repeat}" if repeat else "patient"

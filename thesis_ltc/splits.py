@@ -134,6 +134,8 @@ def by_fold(
     check_lengths(labels, patients, sources)
     if type(folds) is not int or type(fold) is not int or folds < 2 or not 0 <= fold < folds:
         raise SplitError(f"fold is {fold!r} of {folds!r}; expected two folds or more, and one of them, counted from 0")
+    if folds > len(np.unique(patients)):
+        raise SplitError(f"{folds} folds of {len(np.unique(patients))} patients; expected as many patients as folds, or more")
     kinds = strata(labels, sources)
     tested = dealt_whole(labels, kinds, patients, [1 / folds] * folds, repeat, "folds", folds) == fold
     split = np.full(len(labels), "test", "<U5")
