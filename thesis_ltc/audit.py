@@ -66,7 +66,8 @@ def fine_structure(images: np.ndarray) -> np.ndarray:   # (n, 64 * 64) float32, 
 
 def look_alikes(data: ImageSet) -> list[Pair]:
     "All pairs of images that show the same, of one patient only if they are exactly the same; kept in the cache, as it doesn't depend on the split."
-    kept = cache_folder() / "duplicates" / f"{data.pixels[:32]}-{BITS}-{ALIKE}.json"
+    rule = hashlib.sha256(repr((data.pixels, data.patients.tolist(), BITS, ALIKE, FINE, FOCUS)).encode()).hexdigest()[:32]
+    kept = cache_folder() / "duplicates" / f"{rule}.json"
     try:
         return [Pair(*pair) for pair in read_json(kept)]
     except (OSError, ValueError, TypeError):
@@ -235,9 +236,10 @@ def adjacent_share(data: ImageSet) -> float | None:
     for patient in np.unique(data.patients):
         rows = np.flatnonzero((data.patients == patient) & ~np.isnan(data.positions))
         rows = rows[np.argsort(data.positions[rows])]
-        trained = data.split[rows] == "train"
-        beside[rows[1:]] |= trained[:-1]
-        beside[rows[:-1]] |= trained[1:]
+        trained, steps = data.split[rows] == "train", np.diff(data.positions[rows])
+        near = steps < 1.5 * steps[steps > 0].min(initial=np.inf)  # where slices were left out, the next one is none beside it
+        beside[rows[1:]] |= trained[:-1] & near
+        beside[rows[:-1]] |= trained[1:] & near
     return float(beside[data.rows("test")].mean())
 
 

@@ -202,6 +202,8 @@ def pack_of(name: str, to: Path | None) -> Path:
         raise UsageError(f"{name!r} can't be the name of one's own set; expected letters, digits, dots, dashes and underscores, and none of {', '.join(BUILT_IN)}")
     if to is None and not root:
         raise UsageError("THESIS_LTC_DATA is not set, so there is no place for a pack; set it, or say --to FILE.zip")
+    if to is None and (Path(root).expanduser() / name).is_dir():
+        raise UsageError(f"{Path(root).expanduser() / name} is a folder, which would be found under the name {name} instead of a pack; choose another --name")
     return to or Path(root).expanduser() / f"{name}.zip"
 
 
@@ -257,6 +259,7 @@ def import_(
 ) -> None:
     "Understand a folder, say how, and, once that is approved, pack it into one file."
     from thesis_ltc.imports import import_images, understand_import
+    from thesis_ltc.packs import read_pack
 
     with plainly():
         path = pack_of(name, to)
@@ -266,7 +269,7 @@ def import_(
             print(f"nothing was written; add --yes to write {path}")
             raise typer.Exit(1)
         import_images(what, path, licence, publishable)
-        print(f"written: {path}")
+        print(f"written: {path}\n{describe(read_pack(path, name))}")
 
 
 @data.command()
@@ -278,6 +281,7 @@ def build(
 ) -> None:
     "Build a set from its public parts, as a recipe says; what is missing is named with where it is published."
     from thesis_ltc import recipes
+    from thesis_ltc.packs import read_pack
 
     with plainly():
         asked = recipes.read_recipe(recipe)
@@ -291,8 +295,8 @@ def build(
         if lacking and not (partial and any(found.values())):
             print("nothing was written; get what is missing" + (", or add --partial to build of what is there" if any(found.values()) else ""), file=sys.stderr)
             raise typer.Exit(1)
-        notes = recipes.build(asked, source, path)
-        print("\n".join([*notes, f"written: {path}"]))
+        recipes.build(asked, source, path)
+        print(f"written: {path}\n{describe(read_pack(path, asked.name))}")
 
 
 @data.command()

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from .decode import FORMATS, SUFFIXES
+from .decode import FORMATS, SUFFIXES, refuse_file
 from .files import file_sha256
 from .imageset import SPLITS
 
@@ -193,6 +193,7 @@ def understand(
 def look(path: Path) -> tuple[str, str | None]:
     "A file's SHA-256, and the size and mode that its header announces; None for what is no image."
     try:
+        refuse_file(path)
         digest = file_sha256(path)
         with Image.open(path, formats=FORMATS) as image:
             return digest, f"{image.width}x{image.height} {image.mode}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'COLUMNS', 'WHOLE', 'MOST', 'LARGEST', 'PackError', 'Entry', 'picture_sha256', 'encode', 'Packer',
-           'write_pack', 'member', 'as_csv', 'read_pack', 'text_of', 'read_about', 'read_pictures']
+           'write_pack', 'member', 'as_csv', 'read_pack', 'as_image_set', 'text_of', 'read_about', 'read_pictures']
 
 # %% ../nbs/13_packs.ipynb #cbbf29f7
 import csv
@@ -148,8 +148,8 @@ class Packer:
                 os.replace(self.aside, self.path)
         finally:
             self.archive.close()
-            for litter in self.path.parent.glob(f".{self.path.name}.{os.getpid()}*.tmp"):
-                litter.unlink()
+            for litter in (self.aside, self.aside.with_suffix(".fewer.tmp")):
+                litter.unlink(missing_ok=True)
 
 
 def write_pack(data: ImageSet, path: str | Path) -> None:
@@ -190,10 +190,15 @@ def read_pack(
         with zipfile.ZipFile(path) as archive:
             about, rows = read_about(path, archive)
             images = read_pictures(path, archive, about, rows)
+            return as_image_set(name, about, rows, images)
     except PackError:
         raise
-    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PackError(f"{path} is damaged or no pack ({error}); copy it again, or build it again") from error
+    except Exception as error:  # noqa: BLE001, a hostile or damaged archive may fail anywhere
+        raise PackError(f"{path} is damaged or no pack ({type(error).__name__}: {error}); copy it again, or build it again") from error
+
+
+def as_image_set(name: str, about: dict[str, Any], rows: list[list[str]], images: np.ndarray) -> ImageSet:
+    "What was read, as a set; raises whatever is wrong with it."
     columns = dict(zip(COLUMNS, zip(*rows)))
     numbers = {label: number for number, label in enumerate(about["classes"])}
     return ImageSet(
