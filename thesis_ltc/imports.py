@@ -6,14 +6,13 @@
 __all__ = ['TABLE', 'MASKED', 'VolumeRow', 'read_volumes', 'entries_of', 'Import', 'understand_import', 'import_images']
 
 # %% ../nbs/19_imports.ipynb #4e5b7fa3
-import csv
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .decode import resize, watched
-from .folders import Folder, FolderError, preview, understand
+from .folders import Folder, FolderError, leads_out, preview, read_table, understand
 from .packs import Entry, Packer, write_pack
 from .recipes import stem
 from .sources import read_pictures
@@ -41,20 +40,14 @@ def read_volumes(
     table: Path,
 ) -> tuple[list[VolumeRow], tuple[str, ...]]:   # and the classes
     "The volumes that a table names; raises FolderError with the line."
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FolderError(f"{table} can't be read as a table: {error}") from error
-    head = list(rows[0]) if rows else []
-    if "volume" not in head or ("label" in head) == ("lesion" in head):
+    head, rows = read_table(table)
+    if not rows or "volume" not in head or ("label" in head) == ("lesion" in head):
         raise FolderError(f"{table} has {len(rows)} lines and the columns {', '.join(map(str, head))}; expected a column volume, and either label or lesion; lung, patient and source may join")
     found = []
     for number, row in enumerate(rows, 2):
         values = {name: (value or "").strip() for name, value in row.items() if isinstance(value, str)}
         for name in ("volume", "lesion", "lung"):
-            path = PurePosixPath(values.get(name, ""))
-            if path.is_absolute() or ".." in path.parts or not (place / path).resolve().is_relative_to(place.resolve()):
+            if leads_out(place, values.get(name, "")):
                 raise FolderError(f"{table}, line {number}: {values[name]!r} is no file below {place}; expected a path that stays in the folder")
         if not values.get("volume") or "label" in head and not values.get("label"):
             raise FolderError(f"{table}, line {number}: has no {'label' if values.get('volume') else 'volume'}")
