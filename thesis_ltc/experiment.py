@@ -59,7 +59,7 @@ class Experiment:
     folder: str | None = value(None, "where the images lie; by default below THESIS_LTC_DATA. Not part of the id, which has the images' own hash")
     split: str = value("patient", "train, val and test: official, or drawn by patient; slice is the report's")
     repeat: int = value(0, "which draw of a split by patient or by slice; 0 takes the published one, if there is one")
-    folds: int | None = value(None, "deal patients into so many folds, each tested in turn; by default none")
+    folds: int | None = value(None, "deal patients (by slice: images) into so many folds, each tested in turn; by default none")
     fold: int = value(0, "which fold is tested, from 0 on")
     accept_leakage: bool = value(False, "go on although a patient, or the same picture, stands in two splits")
     drop_listed: bool = value(False, "leave training images out that are known to stand in another split, too")
@@ -130,7 +130,7 @@ def check_ranges(experiment: Experiment) -> None:
     rules = {
         "split": (e.split in ("patient", "official", "slice"), "patient, official or slice"),
         "repeat": (e.repeat >= 0, "0 or more"),
-        "folds": (e.folds is None or e.folds > 1 and e.split == "patient", "2 or more, with split=patient"),
+        "folds": (e.folds is None or e.folds > 1 and e.split != "official", "2 or more, and not of the published split"),
         "fold": (0 <= e.fold < (e.folds or 1), "one of the folds, counted from 0"),
         "setting": (e.setting in SETTINGS, "1 or 2"),
         "objective": (e.objective in (None, *OBJECTIVES), " or ".join(OBJECTIVES)),
@@ -189,9 +189,7 @@ def experiment_id(
 # %% ../nbs/64_experiment.ipynb #load-images
 def load_images(experiment: Experiment) -> ImageSet:
     "The whole set that an experiment trains on; `limit` is not applied yet. Raises LeakageError if patients or pictures stand in two splits, unless that is accepted."
-    data = load(**{"name" if name == "data" else name: getattr(experiment, name) for name in OF_IMAGES})
-    gate(data)
-    return data
+    return gate(load(**{"name" if name == "data" else name: getattr(experiment, name) for name in OF_IMAGES}))
 
 
 def build_model(
@@ -242,7 +240,7 @@ def run(
     """
     if type(seed) is not int or seed < 0:
         raise ExperimentError(f"seed is {seed!r}, but must be a whole number, 0 or more")
-    data = load_images(experiment) if data is None else data
+    data = load_images(experiment) if data is None else gate(data)
     resolve_device(experiment.device)
     name = experiment_id(experiment, data.digest)
     folder = Path(directory) / name / f"seed{seed}"

@@ -135,8 +135,10 @@ class Packer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if error is None:
-                if not self.rows:
-                    raise PackError(f"{self.path} would hold no image, and isn't written")
+                lost = set(self.about["classes"]) - {row[COLUMNS.index("label")] for row in self.rows}
+                if lost:
+                    why = "; ".join(f"{name}: {reason}" for name, reason in self.quarantine[:3])
+                    raise PackError(f"{self.path} would hold no image of class {', '.join(sorted(lost))}, and isn't written{f' (left out: {why})' if why else ''}")
                 manifest = as_csv([COLUMNS, *self.rows])
                 about = self.about | {"size": self.size, "images": len(self.rows), "quarantine": self.quarantine, "listed": self.listed, "notes": self.notes,
                                       "manifest_sha256": hashlib.sha256(manifest.encode()).hexdigest()}

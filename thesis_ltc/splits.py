@@ -62,10 +62,8 @@ def deal(
     return part_of[whose]
 
 
-def strata(labels: np.ndarray, sources: np.ndarray | None) -> np.ndarray:
-    "What a split keeps in proportion: the class, and where it comes from if that is given."
-    if sources is None:
-        return labels
+def strata(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    "Class and source of each image as one number: what a split keeps in proportion."
     return np.unique(np.stack([np.unique(labels, return_inverse=True)[1], np.unique(sources, return_inverse=True)[1]]), axis=1, return_inverse=True)[1].ravel()
 
 
@@ -85,7 +83,7 @@ def by_patient(
     "Draw a split in which no patient is in two parts, and classes and sources are in proportion."
     check_shares(shares)
     check_lengths(labels, patients, sources)
-    part = dealt_whole(labels, strata(labels, sources), patients, shares, seed, "split")
+    part = dealt_whole(labels, sources, patients, shares, seed, "split")
     split = np.array(SPLITS)[part]
     refuse_empty(split, labels)
     return split
@@ -94,14 +92,19 @@ def by_patient(
 ATTEMPTS = 100  # at dealing few patients so that no part lacks a class
 
 
-def dealt_whole(labels: np.ndarray, kinds: np.ndarray, patients: np.ndarray, shares: Sequence[float], *name: int | str) -> np.ndarray:
-    "The first dealing in which every part has every class, or the first of all if none has; with many patients the two are one."
+def dealt_whole(labels: np.ndarray, sources: np.ndarray | None, patients: np.ndarray, shares: Sequence[float], *name: int | str) -> np.ndarray:
+    """The first dealing in which every part has every class, or the first of all if none has; with many patients the two are one.
+
+    Sources of one or two patients each can't be in proportion: all of them would fall to the largest part. Where that leaves a part
+    without a class, classes alone are kept in proportion.
+    """
     first = None
-    for attempt in range(ATTEMPTS):
-        part = deal(kinds, patients, shares, generator(*name, *([attempt] if attempt else [])))
-        first = part if first is None else first
-        if len(set(zip(part.tolist(), labels.tolist()))) == len(shares) * len(np.unique(labels)):
-            return part
+    for kinds in (labels,) if sources is None else (strata(labels, sources), labels):
+        for attempt in range(ATTEMPTS):
+            part = deal(kinds, patients, shares, generator(*name, *([attempt] if attempt else [])))
+            first = part if first is None else first
+            if len(set(zip(part.tolist(), labels.tolist()))) == len(shares) * len(np.unique(labels)):
+                return part
     return first
 
 
@@ -136,11 +139,10 @@ def by_fold(
         raise SplitError(f"fold is {fold!r} of {folds!r}; expected two folds or more, and one of them, counted from 0")
     if folds > len(np.unique(patients)):
         raise SplitError(f"{folds} folds of {len(np.unique(patients))} patients; expected as many patients as folds, or more")
-    kinds = strata(labels, sources)
-    tested = dealt_whole(labels, kinds, patients, [1 / folds] * folds, repeat, "folds", folds) == fold
+    tested = dealt_whole(labels, sources, patients, [1 / folds] * folds, repeat, "folds", folds) == fold
     split = np.full(len(labels), "test", "<U5")
     if not tested.all():
         learnt = SHARES[0] / (SHARES[0] + SHARES[1])
-        split[~tested] = np.array(SPLITS)[dealt_whole(labels[~tested], kinds[~tested], patients[~tested], (learnt, 1 - learnt), repeat, "folds", folds, fold)]
+        split[~tested] = np.array(SPLITS)[dealt_whole(labels[~tested], sources if sources is None else sources[~tested], patients[~tested], (learnt, 1 - learnt), repeat, "folds", folds, fold)]
     refuse_empty(split, labels)
     return split
