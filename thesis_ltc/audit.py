@@ -6,8 +6,8 @@
 __all__ = ['BITS', 'ALIKE', 'FINE', 'FOCUS', 'SHIFT', 'ZOOMS', 'MOST_COMPARED', 'SHIFTS', 'DRAWS', 'FEWEST_PATIENTS',
            'MOST_TRAINED', 'BLIND', 'Pair', 'shrunk', 'perceptual_hashes', 'alike_hashes', 'fine_structure', 'enlarged',
            'likeness', 'look_alikes', 'search', 'Score', 'by_source', 'by_file', 'by_thumbnail', 'spread_over',
-           'scored', 'area', 'Audit', 'duplicates', 'adjacent_share', 'audit', 'save_audit', 'load_audits', 'across',
-           'gate']
+           'scored', 'area', 'Audit', 'between_parts', 'duplicates', 'adjacent_share', 'audit', 'save_audit',
+           'load_audits', 'across', 'gate']
 
 # %% ../nbs/22_audit.ipynb #06a8a35a
 import hashlib
@@ -259,10 +259,14 @@ class Audit:
     blind: dict[str, dict[str, Score] | None]    # classifier: accuracy, auc
     commonest: float                             # accuracy of naming the commonest class
 
+    @property
+    def across(self) -> list[dict[str, Any]]:
+        "The pairs that stand in different parts."
+        return between_parts(self.duplicates)
+
     def lines(self) -> list[str]:
         "What was found, in sentences."
-        across = [pair for pair in self.duplicates if len(set(pair["splits"])) > 1]
-        torn = [pair for pair in self.duplicates if len(set(pair["labels"])) > 1]
+        torn, across = [pair for pair in self.duplicates if len(set(pair["labels"])) > 1], self.across
         lines = [f"{self.name}, split {self.split}: " + ", ".join(f"{count:,} {part}" for part, count in self.images.items()) + " images",
                  "patients aren't known: each image counts as its own" if not self.patients_known else f"{self.people:,} patients, {len(self.shared_patients):,} of them in more than one part",
                  f"{len(self.duplicates):,} pairs of pictures that are the same, {len(across):,} of them in different parts, {len(torn):,} with different labels"]
@@ -274,6 +278,11 @@ class Audit:
         for what, scores in self.blind.items():
             lines.append(f"knowing only the {what}: " + ("not known, or the same for all" if scores is None else f"accuracy {scores['accuracy'].text()}, AUC {scores['auc'].text()}"))
         return lines
+
+
+def between_parts(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Those pairs that stand in different parts of a split."
+    return [pair for pair in pairs if len(set(pair["splits"])) > 1]
 
 
 def duplicates(data: ImageSet) -> list[dict[str, Any]]:
@@ -328,7 +337,7 @@ def load_audits(folder: Path) -> list[Audit]:
 # %% ../nbs/22_audit.ipynb #across
 def across(data: ImageSet) -> list[dict[str, Any]]:
     "Pairs of the same picture in different parts of a split."
-    return [pair for pair in duplicates(data) if len(set(pair["splits"])) > 1]
+    return between_parts(duplicates(data))
 
 
 def gate(data: ImageSet) -> ImageSet:
