@@ -13,6 +13,7 @@ from PIL import Image
 from thesis_ltc.experiment import Experiment, load_images, run
 from thesis_ltc.imageset import LeakageError
 from thesis_ltc.packs import Entry, Packer
+from thesis_ltc.sources import load
 
 pytestmark = pytest.mark.timeout(300)
 BUILD = """
@@ -24,7 +25,7 @@ def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 
 recipe = recipes.Recipe("many", "phantoms", ("without lesion", "with lesion"), "made up", True,
-                        (recipes.Source("phantoms", ".", "here", "made up", "*_ct.nii.gz"),), {"for each positive": 0})
+                        (recipes.Source("phantoms", ".", "here", "made up", "*_ct.nii.gz", lesion="{stem}_lesion.nii.gz"),), {"for each positive": 0})
 peak, ended = [anonymous()], threading.Event()
 def watch():
     while not ended.wait(0.002):
@@ -48,8 +49,11 @@ def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path):
         folder = tmp_path / str(count)
         folder.mkdir()
         nibabel.save(nibabel.Nifti1Image(units.transpose(2, 1, 0), np.diag([-1.0, -1, 5, 1])), folder / "0000_ct.nii.gz")
+        lesion = (lung & (z == 12) & (x > 48)).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(lesion.transpose(2, 1, 0), np.diag([-1.0, -1, 5, 1])), folder / "0000_ct_lesion.nii.gz")
         for number in range(1, count):
-            os.link(folder / "0000_ct.nii.gz", folder / f"{number:04d}_ct.nii.gz")
+            for part in ("ct", "ct_lesion"):
+                os.link(folder / f"0000_{part}.nii.gz", folder / f"{number:04d}_{part}.nii.gz")
         done = subprocess.run([sys.executable, "-c", BUILD, str(folder), str(tmp_path / f"{count}.zip")], capture_output=True, text=True, check=True)
         peaks[count] = int(done.stdout) * 1024
     pictures = 90 * 24 * 128 * 128  # bytes that the other 90 volumes become
@@ -76,6 +80,8 @@ def test_the_same_picture_in_two_parts_stops_a_run_unless_that_is_accepted(tmp_p
     twins = pack(tmp_path / "twins.zip", lambda row, noise: noise[int(train) if str(row) == test else row])
     with pytest.raises(LeakageError, match=f"{min(int(train), int(test))} .* and {max(int(train), int(test))} .*accept_leakage"):
         run(Experiment(folder=str(twins), **SMALL), 0, tmp_path / "runs")
+    with pytest.raises(LeakageError, match="pairs of pictures are the same"):
+        run(Experiment(folder=str(twins), **SMALL), 0, tmp_path / "runs", data=load("mine", twins))   # a set that was loaded before
     assert not (tmp_path / "runs").exists()
     record = run(Experiment(folder=str(twins), accept_leakage=True, **SMALL), 0, tmp_path / "runs", echo=lambda history: None)
     assert record["data"]["leakage_accepted"] and record["data"]["same_pictures"] == 1 and record["data"]["shared_patients"] == 0
@@ -111,7 +117,7 @@ def test_a_stranger_s_folder_becomes_a_set_that_carries_its_own_name(tmp_path):
         return subprocess.run([sys.executable, "-m", "thesis_ltc.cli", "data", *words], env=home, capture_output=True, text=True)
 
     asked = call("import", str(tmp_path / "stranger"), "--name", "theirs")
-    assert asked.returncode == 1 and "class/patient/image, 24 pictures" in asked.stdout and "patients: 8" in asked.stdout and "no image that can be opened" in asked.stdout
+    assert asked.returncode == 1 and "class/patient/image, 24 pictures" in asked.stdout and "patients: 8" in asked.stdout and "left out: covid/covid0/2.png: not an image" in asked.stdout
     assert not (tmp_path / "data").exists(), "something was written before it was approved"
     assert call("import", str(tmp_path / "stranger"), "--name", "theirs", "--licence", "CC BY 4.0", "--yes").returncode == 0
     shown = call("show", "theirs")

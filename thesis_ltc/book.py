@@ -30,6 +30,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from .files import atomic_write, file_sha256, read_json
+from .processes import stopped_with_us
 
 # %% ../nbs/90_book.ipynb #split-directives
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
@@ -472,8 +473,6 @@ def build(
     style["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read when matplotlib is imported, which may be before the fork
     environment = os.environ | style | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
-    from thesis_ltc.runner import stopped_with_us
-
     with stopped_with_us(command, "Stopping; what was executed is kept.", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
             if not line.startswith(NOTICE):

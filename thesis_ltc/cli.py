@@ -250,8 +250,9 @@ def import_(
     label: Annotated[str | None, typer.Option(help="Its column of the label.")] = None,
     patient: Annotated[str | None, typer.Option(help="Its column of the patient.")] = None,
     only: Annotated[str | None, typer.Option(help="Classes to take, with commas between them, in this order.")] = None,
-    independent: Annotated[bool, typer.Option("--independent", help="It is known that each picture is of another patient.")] = False,
-    licence: Annotated[str, typer.Option(help="The licence of the pictures.")] = "not stated",
+    independent: Annotated[bool, typer.Option("--independent", help="It is known that each picture, or each volume, is of another patient.")] = False,
+    ignore_patient_id: Annotated[bool, typer.Option("--ignore-patient-id", help="The PatientID of DICOM files is a placeholder.")] = False,
+    licence: Annotated[str | None, typer.Option(help="The licence of the pictures.", show_default="not stated")] = None,
     publishable: Annotated[bool, typer.Option("--publishable", help="The licence allows to show pictures.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
 ) -> None:
@@ -261,12 +262,12 @@ def import_(
 
     with plainly():
         path = pack_of(name, to)
-        what = understand_import(folder, table, label, patient, [part.strip() for part in only.split(",")] if only else (), independent)
-        print("\n".join([*what.preview(), *([f"{path} is there already, and will be replaced"] if path.exists() else [])]))
+        what = understand_import(folder, table, label, patient, [part.strip() for part in only.split(",")] if only else (), independent, ignore_patient_id)
+        print("\n".join([*what.preview(licence), *([f"{path} is there already, and will be replaced"] if path.exists() else [])]))
         if not yes and not (sys.stdin.isatty() and typer.confirm(f"write {path}?")):
             print(f"nothing was written; add --yes to write {path}")
             raise typer.Exit(1)
-        import_images(what, path, licence, publishable)
+        import_images(what, path, licence or "not stated", publishable)
         print(f"written: {path}\n{describe(read_pack(path, name))}")
 
 

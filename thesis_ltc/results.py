@@ -23,7 +23,7 @@ from pandas.io.formats.style import Styler
 from .experiment import OF_A_CIRCUIT, Experiment
 from .files import read_json
 from .heads import HEADS
-from .intervals import FEWEST, SPREAD, Mean, contrast, mean_of, sides
+from .intervals import FEWEST, SPREAD, Mean, contrast, mean_of, overlap, sides
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 
@@ -181,8 +181,9 @@ def leaderboard(
     factors = [name for name in factors if name not in REPLICATES]
     for group in alike(records, signs):
         first = group.iloc[0]
-        scores = {title: mean_of(group[f"best_test_{score}"]) for score, title in SHOWN.items()}
-        last = {LAST + SHOWN[score]: mean_of(group[f"last_test_{score}"]) for score in ("accuracy", "auc")}
+        shared = overlap(group)
+        scores = {title: mean_of(group[f"best_test_{score}"], shared) for score, title in SHOWN.items()}
+        last = {LAST + SHOWN[score]: mean_of(group[f"last_test_{score}"], shared) for score in ("accuracy", "auc")}
         mark = "".join(sorted(set("".join(signs[group.index]))))
         rows.append({
             **{name: "" if name in OF_A_CIRCUIT and not first.synapses else shown(first[name]) for name in factors},
@@ -261,10 +262,12 @@ def legend(records: pd.DataFrame, brief: bool = False) -> Any:
         return Markdown(". ".join(broken))
     there = set("".join(marks(records)))
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
-    seeds = records.groupby("id").seed.count()
-    spread = [f"the lowest and the highest of {seeds.min() if seeds.min() == seeds.max() else f'fewer than {SPREAD}'} seeds"] if seeds.between(2, SPREAD - 1).any() else []
-    spread += ["± half the 95 % interval of the mean over n seeds (Student's t)"] if seeds.max() >= SPREAD else []
-    epochs = "Scores are means over n seeds on the test images, at the epoch with the lowest validation loss" + ("" if brief else "; those called *last* are of the last epoch")
+    groups = alike(records, marks(records))
+    sizes, drawn = [len(group) for group in groups], any(overlap(group) for group in groups)
+    runs = "runs, of several seeds or draws of the split," if drawn else "seeds"
+    spread = [f"the lowest and the highest of {sizes[0] if len(set(sizes)) == 1 else f'fewer than {SPREAD}'} {runs.strip(',')}"] if any(1 < size < SPREAD for size in sizes) else []
+    spread += [f"± half the 95 % interval of the mean over n {runs.strip(',')} (Student's t{', corrected where the split varies' if drawn else ''})"] if max(sizes) >= SPREAD else []
+    epochs = f"Scores are means over n {runs} on the test images, at the epoch with the lowest validation loss" + ("" if brief else "; those called *last* are of the last epoch")
     below = [f"Below a mean: {' or '.join(spread)}"] if spread else []
     return Markdown(". ".join([epochs, *below, "Parameters are live ones: of synapses that exist; images/s are medians in training", *used, *broken]) + ".")
 
@@ -278,7 +281,7 @@ def scores_table(records: pd.DataFrame) -> Styler:
     for when in ("best", "last"):
         epochs = sorted(records[f"{when}_epoch"])
         label = f"{when} epoch ({epochs[0]}{f' to {epochs[-1]}' if epochs[-1] > epochs[0] else ''})"
-        means = {title: mean_of(records[f"{when}_test_{name}"]) for name, title in NAMES.items()}
+        means = {title: mean_of(records[f"{when}_test_{name}"], overlap(records)) for name, title in NAMES.items()}
         columns[label] = {title: m.text() if m else "undefined" for title, m in means.items()}
     return pd.DataFrame(columns).rename(index={"F1": "F1 (= Dice)"}).style
 
