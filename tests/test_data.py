@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thesis_ltc.experiment import Experiment, load_images, run
+from thesis_ltc.experiment import Experiment, ExperimentError, load_images, run
 from thesis_ltc.imageset import LeakageError
 from thesis_ltc.packs import Entry, Packer
 from thesis_ltc.sources import load
@@ -60,12 +60,12 @@ def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path):
     assert peaks[100] - peaks[10] < pictures / 3, peaks
 
 
-def pack(path, picture_of, split="train"):
-    "A packed set of forty patients, two classes."
+def pack(path, picture_of, patient="p{}".format):
+    "A packed set of forty images, two classes."
     rng = np.random.default_rng(0)
     noise = [np.kron(rng.integers(0, 255, (32, 32), np.uint8), np.ones((4, 4), np.uint8)) for _ in range(40)]
     with Packer(path, ["well", "ill"], "made up", publishable=False) as packer:
-        packer.add(Entry(f"{row}", f"p{row}", "here", ("well", "ill")[row % 2], picture_of(row, noise), kind="128x128 L") for row in range(40))
+        packer.add(Entry(f"{row}", patient(row), "here", ("well", "ill")[row % 2], picture_of(row, noise), kind="128x128 L") for row in range(40))
     return path
 
 
@@ -82,6 +82,11 @@ def test_the_same_picture_in_two_parts_stops_a_run_unless_that_is_accepted(tmp_p
         run(Experiment(folder=str(twins), **SMALL), 0, tmp_path / "runs")
     with pytest.raises(LeakageError, match="pairs of pictures are the same"):
         run(Experiment(folder=str(twins), **SMALL), 0, tmp_path / "runs", data=load("mine", twins))   # a set that was loaded before
+    leaky = load("mine", pack(tmp_path / "leaky.zip", lambda row, noise: noise[row], patient=lambda row: f"p{row // 2}"), "slice", True)
+    with pytest.raises(ExperimentError, match="data is split 'slice', but the experiment says split=patient"):
+        run(Experiment(**SMALL), 0, tmp_path / "runs", data=leaky)
+    with pytest.raises(LeakageError, match="stands in"):
+        run(Experiment(split="slice", **SMALL), 0, tmp_path / "runs", data=leaky)   # the set accepts leakage, the experiment doesn't
     assert not (tmp_path / "runs").exists()
     record = run(Experiment(folder=str(twins), accept_leakage=True, **SMALL), 0, tmp_path / "runs", echo=lambda history: None)
     assert record["data"]["leakage_accepted"] and record["data"]["same_pictures"] == 1 and record["data"]["shared_patients"] == 0

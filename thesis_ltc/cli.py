@@ -214,10 +214,15 @@ def show(name: NAME, words: WORDS = None) -> None:
 
 def describe(found: Any) -> str:
     "An image set in lines of text."
-    people = len(set(found.patients))
-    lines = [f"{found.name}: {len(found):,} images{f' of {people:,} patients' if people < len(found) else ''}, {found.images.shape[-1]} px, split {found.split_name}",
+    from thesis_ltc.packs import WHOLE
+
+    people, split = len(set(found.patients)), "is drawn when it is loaded" if found.split_name == WHOLE else found.split_name
+    lines = [f"{found.name}: {len(found):,} images{f' of {people:,} patients' if people < len(found) else ''}, {found.images.shape[-1]} px, split {split}",
              f"licence: {found.licence}; pictures may {'' if found.publishable else 'not '}be shown"]
-    lines += [f"{split:5}  " + ", ".join(f"{count:,} {label}" for label, count in counts.items()) for split, counts in found.counts().items()]
+    if found.split_name == WHOLE:
+        lines += ["classes: " + ", ".join(f"{count:,} {label}" for label, count in found.counts()["train"].items())]
+    else:
+        lines += [f"{split:5}  " + ", ".join(f"{count:,} {label}" for label, count in counts.items()) for split, counts in found.counts().items()]
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"left out: {name}: {reason}" for name, reason in found.quarantine]
     return "\n".join(lines)

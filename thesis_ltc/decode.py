@@ -23,7 +23,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 65_535
 TWELVE_BITS = 4_096   # a 16-bit picture that stays below is one of a scanner's twelve bits, and would come out black
-TWELVE_BITS = 4_096   # a 16-bit picture that stays below is one of a scanner's twelve bits, and would come out black
 
 
 class UnreadableImage(ValueError):
@@ -33,11 +32,11 @@ class UnreadableImage(ValueError):
 def refuse_file(path: Path) -> None:
     "Refuse what isn't a file with something in it; a pipe or a device would be waited for, for ever."
     if not path.exists():
-        raise UnreadableImage("missing")
+        raise UnreadableImage("missing: put it there, or take it off the list")
     if not path.is_file():
-        raise UnreadableImage("not a regular file")
+        raise UnreadableImage("not a regular file: put a picture in its place")
     if not path.stat().st_size:
-        raise UnreadableImage("empty file")
+        raise UnreadableImage("empty file: copy it again")
 
 
 def refuse_header(image: Image.Image) -> None:
@@ -103,11 +102,11 @@ def read_grey(path: str | Path) -> tuple[str, np.ndarray]:   # (height, width) u
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not an image; formats read: {', '.join(FORMATS)}") from error
+        raise UnreadableImage(f"not an image: save it in one of the formats read, {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage("at most 100 megapixels are decoded; its header announces more") from error
     except Exception as error:  # noqa: BLE001, readers of damaged files raise anything
-        raise UnreadableImage(f"damaged or truncated: {str(error) or type(error).__name__}") from error
+        raise UnreadableImage(f"damaged or truncated, copy it again: {str(error) or type(error).__name__}") from error
 
 
 def decode(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_CIRCUIT', 'ExperimentError', 'value', 'Experiment', 'of_kind', 'refuse_unknown',
-           'check_ranges', 'resolved', 'recipe_of', 'experiment_id', 'load_images', 'build_model', 'line_of',
-           'progress', 'run', 'require_study', 'record_in', 'is_finished', 'clean', 'train_seed', 'finish']
+           'check_ranges', 'resolved', 'recipe_of', 'experiment_id', 'load_images', 'given_images', 'build_model',
+           'line_of', 'progress', 'run', 'require_study', 'record_in', 'is_finished', 'clean', 'train_seed', 'finish']
 
 # %% ../nbs/64_experiment.ipynb #9d689a4a
 import dataclasses
@@ -192,6 +192,14 @@ def load_images(experiment: Experiment) -> ImageSet:
     return gate(load(**{"name" if name == "data" else name: getattr(experiment, name) for name in OF_IMAGES}))
 
 
+def given_images(experiment: Experiment, data: ImageSet) -> ImageSet:
+    "A set that was loaded before, held to what the experiment says; raises ExperimentError for another split, LeakageError as `load_images`."
+    fitting = {"slice": ("slice",), "official": ("official",), "patient": ("patient", "official")}[experiment.split]
+    if data.split_name.partition(",")[0] not in fitting:
+        raise ExperimentError(f"data is split {data.split_name!r}, but the experiment says split={experiment.split}; load it as the experiment says: load_images(experiment)")
+    return gate(data.divided(data.split, data.split_name, experiment.accept_leakage))
+
+
 def build_model(
     experiment: Experiment,
     classes: int,
@@ -240,7 +248,7 @@ def run(
     """
     if type(seed) is not int or seed < 0:
         raise ExperimentError(f"seed is {seed!r}, but must be a whole number, 0 or more")
-    data = load_images(experiment) if data is None else gate(data)
+    data = load_images(experiment) if data is None else given_images(experiment, data)
     resolve_device(experiment.device)
     name = experiment_id(experiment, data.digest)
     folder = Path(directory) / name / f"seed{seed}"

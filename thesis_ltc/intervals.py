@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .splits import SHARES
-
 # %% ../nbs/68_intervals.ipynb #mean
 SPREAD = 5  # seeds from which on an interval is told
 
@@ -42,12 +40,11 @@ class Mean(NamedTuple):
 
 
 def overlap(records: pd.DataFrame) -> float:
-    "How many images are tested for each that isn't, if records are of several splits of one set; 0 if all are of one split."
+    "Test images for each training image, a mean over the records, if these are of several splits of one set; 0 if all are of one split."
     draws = [name for name in ("repeat", "fold") if name in records]
     if not draws or len(records.drop_duplicates(draws)) < 2:
         return 0.0
-    folds = records.folds.iloc[0] if "folds" in records else None
-    return SHARES[2] / (1 - SHARES[2]) if pd.isna(folds) else 1 / (float(folds) - 1)
+    return float((records.test_images / records.train_images).mean())
 
 
 def mean_of(

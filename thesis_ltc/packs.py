@@ -229,6 +229,13 @@ def read_about(path: Path, archive: zipfile.ZipFile) -> tuple[dict[str, Any], li
     head, *rows = csv.reader(io.StringIO(manifest))
     if tuple(head) != COLUMNS or len(rows) != about["images"] or not rows or any(len(row) != len(COLUMNS) for row in rows):
         raise PackError(f"{path} has a manifest of {len(rows)} rows with columns {', '.join(head)}; expected {about['images']} with {', '.join(COLUMNS)}")
+    texts = lambda values: isinstance(values, list) and all(isinstance(value, str) for value in values)
+    pairs = lambda values: isinstance(values, list) and all(texts(pair) and len(pair) == 2 for pair in values)
+    one, yes_or_no = (lambda value: isinstance(value, str)), (lambda value: isinstance(value, bool))
+    kinds = {"classes": texts, "notes": texts, "quarantine": pairs, "listed": pairs, "licence": one, "split_name": one, "publishable": yes_or_no}
+    wrong = [f"{name} {str(about[name])[:80]}" for name, is_right in kinds.items() if not is_right(about[name])]
+    if wrong:
+        raise PackError(f"{path} has the {wrong[0]}, which is of another kind than packs have there; build it again")
     if type(about["size"]) is not int or not 0 < about["size"] <= LARGEST:
         raise PackError(f"{path} has pictures of {about['size']!r} pixels a side; expected 1 to {LARGEST}")
     return about, rows

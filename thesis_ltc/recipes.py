@@ -38,17 +38,23 @@ class Source:
     licence: str
     volumes: str                                       # pattern of NIfTI files, or of folders of DICOM files
     lesion: str | None = None                          # the lesion mask of a volume, with {stem} for its name
+    lesion_values: list[int] = field(default_factory=list)   # of a lesion mask, that are lesions, if it has several
     lung: str | None = None                            # the lung mask; without one lungs are found by a threshold
     only: str | None = None                            # `with lesion`: volumes without a mask are none of this source
     stacked: bool = False                              # single slices in one file, each of an unknown patient
     expected: dict[str, int] = field(default_factory=dict)   # volumes, positive: as published
-    patients: dict[str, str] = field(default_factory=dict)   # stem of a volume: whose it is, where two volumes are of one patient
+    patients: dict[str, str] = field(default_factory=dict)   # stem of a volume: the stem of another of the same patient, or source/stem in another source
 
     def __post_init__(self) -> None:
         for name in ("folder", "volumes", "lesion", "lung"):
             path = getattr(self, name)
             if path is not None and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
                 raise RecipeError(f"{name} of {self.name} is {path!r}; expected a path below the folder that is given")
+        for pattern in (self.lesion, self.lung):
+            try:
+                (pattern or "").format(stem="")
+            except (KeyError, IndexError, ValueError) as error:
+                raise RecipeError(f"a mask of {self.name} is {pattern!r}; expected a path in which {{stem}} stands for the volume's name") from error
         if self.only not in (None, "with lesion") or self.only and not self.lesion:
             raise RecipeError(f"only of {self.name} is {self.only!r}; expected `with lesion`, of a source with lesion masks, or nothing")
         if not self.expected.keys() <= {"volumes", "positive"} or not all(type(count) is int and count >= 0 for count in self.expected.values()):
@@ -75,7 +81,7 @@ def made(kind: type, values: Any, what: str) -> Any:
     if not isinstance(values, Mapping):
         raise RecipeError(f"{what} is {values!r}; expected its keys: {', '.join(known)}")
     unknown = [str(key) for key in values if key not in known]
-    types = {"publishable": bool, "stacked": bool, "negatives": dict, "expected": dict, "patients": dict, "classes": tuple, "sources": tuple, "listed": tuple}
+    types = {"publishable": bool, "stacked": bool, "negatives": dict, "expected": dict, "patients": dict, "lesion_values": list, "classes": tuple, "sources": tuple, "listed": tuple}
     wrong = [f"{key} {value!r}" for key, value in values.items() if key in known and value is not None and not isinstance(value, types.get(key, str))]
     if unknown or wrong:
         raise RecipeError(f"{what} has {', '.join([*(f'the unknown key {key}' for key in unknown), *wrong])}; expected {', '.join(known)}, each of its type")
@@ -126,6 +132,7 @@ class Case(NamedTuple):
     source: str
     label: str | None = None   # of all its slices; None if the lesion mask labels them
     stacked: bool = False      # single slices in one file, each of an unknown patient
+    lesion_values: tuple[int, ...] = ()   # of the lesion mask, that are lesions; by default its only one
 
 
 def stem(path: Path) -> str:
@@ -161,8 +168,9 @@ def cases_of(source: Source, root: Path) -> list[Case]:
     base = root / source.folder
     paths = [path for path in sorted(base.glob(source.volumes)) if path.is_dir() or path.name.endswith((".nii", ".nii.gz"))]
     mask = lambda pattern, path: base / pattern.format(stem=stem(path)) if pattern else None
-    whose = lambda path: f"{source.name}/{source.patients.get(stem(path), stem(path))}"
-    cases = [Case(f"{source.name}/{stem(path)}", path, mask(source.lesion, path), mask(source.lung, path), whose(path), source.name, None, source.stacked) for path in paths]
+    named = lambda path: source.patients.get(stem(path), stem(path))
+    whose = lambda path: named(path) if "/" in named(path) else f"{source.name}/{named(path)}"
+    cases = [Case(f"{source.name}/{stem(path)}", path, mask(source.lesion, path), mask(source.lung, path), whose(path), source.name, None, source.stacked, tuple(source.lesion_values)) for path in paths]
     return [case for case in cases if source.only is None or case.lesion.is_file()]
 
 
@@ -185,21 +193,22 @@ def missing(recipe: Recipe, root: str | Path, found: Mapping[str, list[Case]]) -
 # %% ../nbs/18_recipes.ipynb #entries-of
 def entries_of(case: Case, classes: Sequence[str], size: int, notes: list[str]) -> Iterator[Entry]:
     "The slices of a case as images of a pack; what a reader should know of it joins the notes."
-    kind, remark, cuts = cut_files(case.volume, case.lesion, case.lung)
-    notes += [remark] if remark else []
+    kind, remark, is_grey, cuts = cut_files(case.volume, case.lesion, case.lung, case.lesion_values)
+    remarks = [remark, f"volumes of {case.source} hold grey levels 0 to 255, which were taken as they are" if is_grey else ""]
+    notes += [text for text in remarks if text and text not in notes]
     for number, cut in enumerate(cuts):
         name = f"{case.name}/{number:04d}"
         patient, position = (name, float("nan")) if case.stacked else (case.patient, cut.position)
         yield Entry(name, patient, case.source, case.label or classes[cut.positive], resize(cut.picture, size), position, kind)
 
 
-def pack_cases(cases: Sequence[Case], packer: Packer, classes: Sequence[str], size: int) -> None:
+def pack_cases(cases: Sequence[Case], packer: Packer, classes: Sequence[str], size: int, root: Path) -> None:
     "Cut volumes one after another and pack them; those that can't be used are left out by name. Memory holds one at a time."
     for case in watched(cases, len(cases), "cutting"):
         try:
             packer.add(list(entries_of(case, classes, size, packer.notes)))
         except VolumeError as error:
-            packer.quarantine.append((case.name, str(error)))
+            packer.quarantine.append((case.name, str(error).replace(f"{root}/", "")))  # a pack says nothing of the machine that made it
 
 
 def build(
@@ -214,7 +223,7 @@ def build(
     if not cases:
         raise RecipeError(f"nothing of {recipe.name} is in {root}: {'; '.join(missing(recipe, root, found))}")
     with Packer(path, recipe.classes, recipe.licence, recipe.publishable) as packer:
-        pack_cases(cases, packer, recipe.classes, size)
+        pack_cases(cases, packer, recipe.classes, size, Path(root))
         refuse_lost(found, packer)
         packer.notes += one_person_twice(cases) + told(recipe, packer, found) + draw_negatives(recipe, packer)
         packer.listed += recipe.listed
@@ -236,6 +245,9 @@ def told(recipe: Recipe, packer: Packer, found: Mapping[str, list[Case]]) -> lis
     differing = []
     for source in recipe.sources:
         volumes, positives = len(found[source.name]), given[source.name, recipe.classes[1]]
+        strange = sorted(set(source.patients) - {stem(case.volume) for case in found[source.name]}) if volumes else []
+        if strange:
+            differing.append(f"the recipe says whose {', '.join(strange)} of {source.name} is, but there is no such volume")
         if volumes != source.expected.get("volumes", volumes):
             differing.append(f"{source.name} has {volumes:,} volumes; {source.expected['volumes']:,} were published")
         if positives != source.expected.get("positive", positives):

@@ -32,7 +32,7 @@ FACTORS = [name for name in vars(Experiment()) if name != "folder"]
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 COLUMNS = ["id", "seed", *FACTORS, *(f"{when}_{split}_{score}" for when in ("best", "last") for split in ("val", "test") for score in SCORES),
            "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "macs", "images_per_second", "seconds", "peak_memory_bytes",
-           "device_kind", "device_name", "torch_version", "commit", "code", "data_hash", "leaks", "classes", "test_images", "one_class", "finished", "path"]
+           "device_kind", "device_name", "torch_version", "commit", "code", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class", "finished", "path"]
 
 
 def load_records(
@@ -70,7 +70,7 @@ def row_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
         **{name: record[name] for name in ("macs", "images_per_second", "seconds", "peak_memory_bytes", "commit", "finished")}, "code": record.get("code"),
         "device_kind": record["device"]["kind"], "device_name": record["device"]["name"], "torch_version": record["versions"]["torch"],
         "data_hash": record["data"]["hash"], "leaks": bool(record["data"]["leakage_accepted"] and (record["data"]["shared_patients"] or record["data"].get("same_pictures"))), "classes": tuple(record["data"]["classes"]),
-        "test_images": sum(record["data"]["counts"]["test"].values()), "path": str(path),
+        **{f"{part}_images": sum(record["data"]["counts"][part].values()) for part in ("train", "test")}, "path": str(path),
         "one_class": int((np.array(metrics["best"]["test"]["confusion"]).sum(0) > 0).sum()) == 1,
     }
 
@@ -371,6 +371,8 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
     "What a study found, in a line of Markdown: for each group of comparable runs its range of accuracy, and its primary contrast."
     lines = []
     factor, _ = sides(plan["primary"])
+    higher = {} if factor == "head" else {"better": "higher", "worse": "lower"}  # of a split one can't say that it is better
+    word = lambda contrasted: higher.get(contrasted.verdict, contrasted.verdict)
     for common, group in comparable(part, factor):
         means = group.groupby(group[factor].map(told) if factor == "head" else factor + " " + group[factor].map(told)).best_test_accuracy.mean()
         shares = [confusion_of(group.iloc[[row]]).sum(1).max() / group.test_images.iloc[row] for row in range(len(group))]
@@ -380,7 +382,7 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
         if said.difference is not None:
             interval = f" (95 % interval {said.interval[0]:+.3f} to {said.interval[1]:+.3f})" if said.n >= FEWEST else ""
             difference = f"{said.difference:+.3f}{interval} in {NAMES[plan['margin']['metric']]} at the best epoch, {last.difference:+.3f} at the last: " + (
-                said.verdict if said.verdict == last.verdict else f"{said.verdict} by the one, {last.verdict} by the other") + f" (n = {said.n})"
+                word(said) if said.verdict == last.verdict else f"{word(said)} by the one, {word(last)} by the other") + f" (n = {said.n})"
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
         lines.append(f"{common}: accuracy from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`), where naming the commonest class "

@@ -215,12 +215,12 @@ def own_images(name: str, folder: Path | None) -> ImageSet:
     return cached(name, identity, lambda: read_pictures(name, found))
 
 
-def read_pictures(name: str, found: Folder) -> ImageSet:
-    "Decode a folder that was understood."
+def read_pictures(name: str, found: Folder, size: int = 256) -> ImageSet:
+    "Decode a folder that was understood to squares of a size in pixels."
     changed = [picture.sha256 is not None and content(found.place / picture.file) != picture.sha256.lower() for picture in found.pictures]
     pictures = [picture for picture, other in zip(found.pictures, changed) if not other]
     quarantine = [*found.left_out, *((picture.file, CHANGED) for picture, other in zip(found.pictures, changed) if other)]
-    images, kinds, reasons = decode_files([found.place / picture.file for picture in pictures])
+    images, kinds, reasons = decode_files([found.place / picture.file for picture in pictures], size)
     quarantine += [(pictures[row].file, reason) for row, reason in reasons.items()]
     kept = [picture for row, picture in enumerate(pictures) if row not in reasons]
     labels = np.array([found.classes.index(picture.label) for picture in kept], np.int64)
@@ -282,6 +282,8 @@ def load(
     "An image set by name: decoded, split and checked; raises DataError if it can't be had, LeakageError if patients leak, SplitError if it can't be split."
     check_split(split, repeat, folds, fold)
     data = read(name, folder)
+    if drop_listed and not data.listed:
+        raise DataError(f"{name} lists no pairs of the same picture, so there is nothing to drop; leave drop_listed away")
     data = data.divided(*division(data, split, repeat, folds, fold, accept_leakage), accept_leakage)
     return without_listed(data) if drop_listed else data
 
