@@ -121,8 +121,8 @@ def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
 
     page = small / "nbs" / "other.ipynb"
     whole = page.read_text(encoding="utf-8")
-    draws = "import matplotlib.pyplot as plt\n'covid-ct'\nplt.imshow([[0, 1]])\nplt.show()"
-    for source, status in ((draws, 1), (f"#| pictures: made up\n{draws}", 0)):
+    draws = "import matplotlib.pyplot as plt\nfrom thesis_ltc.sources import load\nplt.imshow(load('digits').images[0, 0])\nplt.show()"
+    for source, status in ((draws, 1), (f"#| pictures: mine\n{draws}", 1), (f"#| pictures: digits, CC BY 4.0\n{draws}", 0)):
         changed = json.loads(whole)
         changed["cells"].append(new_code_cell(source, id="draws"))
         atomic_write(page, json.dumps(changed))

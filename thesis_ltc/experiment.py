@@ -338,7 +338,7 @@ def finish(
 ) -> None:
     "Train, test at the last epoch and at the best, write predictions, weights, curves, and at last the record."
     limited = data if experiment.limit is None else data.limited(experiment.limit)
-    recipe, machine = recipe_of(experiment, seed), describe_machine(experiment.device)
+    recipe, machine = recipe_of(experiment, seed), describe_machine(experiment.device, find_head(experiment.head).circuit is not None)
     if recipe.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model = build_model(experiment, len(data.classes), seed).to(recipe.device)

@@ -139,7 +139,7 @@ def marks(records: pd.DataFrame) -> pd.Series:
     parts = [records[name].map(told) for name in ("data", "split", "repeat", "folds", "fold", "drop_listed")]
     newest = records.assign(finished=pd.to_datetime(records.finished, utc=True)).sort_values("finished").groupby(parts).data_hash.last() if len(records) else {}
     current = [newest[key] for key in zip(*parts)]
-    signs = zip(records.code != code_hash(), records.data_hash != current, records.leaks.astype(bool), records.one_class.astype(bool))
+    signs = zip(records.code != [code_hash(synapses > 0) for synapses in records.synapses], records.data_hash != current, records.leaks.astype(bool), records.one_class.astype(bool))
     return pd.Series(["".join(sign for sign, holds in zip(LEGEND, line) if holds) for line in signs], index=records.index, dtype=object)
 
 
