@@ -78,7 +78,7 @@ def test_the_circuit_is_ncps(kind: str, case: int, dtype: torch.dtype) -> None:
     draw = np.random.default_rng([case, len(kind)])
     torch.manual_seed(case)
     rnn = random_network(kind, draw, dtype)
-    circuit = LTC.from_ncps(rnn)
+    circuit = LTC.from_ncps(rnn, "reference")
     batch, steps = int(draw.choice([1, 2, 5, circuit.wiring.neurons])), int(draw.integers(1, 17))
     sequence = float(draw.uniform(0.1, 3)) * torch.randn(batch, steps, circuit.wiring.sensory, dtype=dtype)
     sequence.requires_grad_()
@@ -93,7 +93,7 @@ def test_durations_of_each_sample(case: int) -> None:
     "Batched durations equal ncps asked one sample at a time; where batch = neurons, its own batch is silently wrong."
     torch.manual_seed(case)
     rnn = random_network("NCP", np.random.default_rng(case), torch.float64)
-    circuit = LTC.from_ncps(rnn)
+    circuit = LTC.from_ncps(rnn, "reference")
     batch = circuit.wiring.neurons
     sequence = torch.randn(batch, 6, circuit.wiring.sensory, dtype=torch.float64)
     durations = 0.05 + 2 * torch.rand(batch, 6, dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_long_sequences_of_short_steps() -> None:
     "64 steps of 0.01: rounding in both adds up, and stays within the bounds."
     torch.manual_seed(0)
     rnn = ncps.torch.LTC(32, ncps.wirings.NCP(12, 6, 1, 6, 4, 6, 6))
-    circuit = LTC.from_ncps(rnn)
+    circuit = LTC.from_ncps(rnn, "reference")
     sequence = torch.randn(16, 64, 32, requires_grad=True)
     durations, state = torch.full((64,), 0.01), torch.zeros(16, 19, requires_grad=True)
     ours, theirs = circuit(sequence, durations, state), read_with_ncps(rnn, sequence, durations, state)
@@ -120,6 +120,6 @@ def test_the_reports_circuits(sizes: tuple[int, ...]) -> None:
     "The three circuits of the report at their full size, read at elapsed 1 through ncps's own network."
     torch.manual_seed(0)
     rnn = ncps.torch.LTC(sizes[0], ncps.wirings.NCP(*sizes[1:]))
-    circuit = LTC.from_ncps(rnn)
+    circuit = LTC.from_ncps(rnn, "reference")
     sequence = torch.randn(4, 16, sizes[0], requires_grad=True)
     assert_same(rnn, circuit, circuit(sequence), rnn(sequence), {"sequence": sequence})

@@ -8,6 +8,7 @@ __all__ = ['EPSILON', 'NCPS_NAMES', 'Synapses', 'uniform', 'SynapseParameters', 
            'Recording', 'record']
 
 # %% ../nbs/38_ltc.ipynb #780fa552
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from .ltc_operator import BACKENDS, read_sequence, way
 from .wiring import Wiring, from_ncps
 
 # %% ../nbs/38_ltc.ipynb #synapses
@@ -106,12 +108,15 @@ class LTC(nn.Module):
     def __init__(
         self,
         wiring: Wiring,
-        unfolds: int = 6,  # solver sub-steps in a step
+        unfolds: int = 6,        # solver sub-steps in a step
+        backend: str = "auto",   # how it is computed: the fastest way there is, reference, or numba
     ) -> None:
         super().__init__()
         if type(unfolds) is not int or unfolds < 1:
             raise ValueError(f"unfolds is {unfolds!r}, but must be a whole number, at least 1")
-        self.wiring, self.unfolds = wiring, unfolds
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
+        self.wiring, self.unfolds, self.backend = wiring, unfolds, backend
         self.sensory = SynapseParameters(
             wiring.sensory_source, wiring.sensory_target, wiring.sensory_polarity, wiring.neurons
         )
@@ -131,17 +136,32 @@ class LTC(nn.Module):
         state: Tensor | None = None,    # (batch, neurons) potentials at the start; by default 0
     ) -> tuple[Tensor, Tensor]:
         with without_autocast(sequence):
+            if way(self.backend, self.rest) != "reference":
+                return read_sequence(*self.arguments(sequence, elapsed, state), self.numbers(), self.neighbours(), self.unfolds)
             potentials = self.trajectory(sequence, elapsed, state)
             motor = torch.stack([x[: self.wiring.motor].T for x in potentials[self.unfolds :: self.unfolds]], 1)
             return motor * self.output_scale + self.output_shift, potentials[-1].T
+
+    def numbers(self) -> list[Tensor]:
+        "All that is trained, in the order of `ltc_operator.NUMBERS`."
+        sensory, recurrent, own = self.sensory._parameters, self.recurrent._parameters, self._parameters
+        return [*sensory.values(), *recurrent.values(), *own.values()]
+
+    def neighbours(self) -> list[Tensor]:
+        "Who speaks to whom, in the order of `ltc_operator.WIRING`."
+        return [*self.sensory._buffers.values(), *self.recurrent._buffers.values()]
+
+    def arguments(self, sequence: Tensor, elapsed: float | Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        "The sequence, the duration of an unfold (steps, 1 or batch), and the state (batch, neurons): checked, in the precision of the parameters."
+        sequence = check_sequence(sequence.to(self.rest.dtype), self.wiring)
+        return sequence, step_durations(elapsed, sequence) / self.unfolds, check_state(sequence, state, self.wiring)
 
     def trajectory(
         self, sequence: Tensor, elapsed: float | Tensor = 1.0, state: Tensor | None = None
     ) -> list[Tensor]:
         "Potentials (neurons, batch) at the start and after each sub-step: 1 + steps * unfolds of them."
-        sequence = check_sequence(sequence.to(self.rest.dtype), self.wiring)
-        potentials = [check_state(sequence, state, self.wiring).T]
-        durations = step_durations(elapsed, sequence) / self.unfolds
+        sequence, durations, state = self.arguments(sequence, elapsed, state)
+        potentials = [state.T]
         membrane = [column[:, None] for column in (softplus(self.capacitance), softplus(self.leak), self.rest)]
         recurrent = self.recurrent.columns()
         for (conductance, drive), duration in zip(self.inputs(sequence), durations):
@@ -158,9 +178,9 @@ class LTC(nn.Module):
         return [synapses.arriving(step) for step in potentials.permute(1, 2, 0)]
 
     @classmethod
-    def from_ncps(cls, rnn: ncps.torch.LTC) -> "LTC":
+    def from_ncps(cls, rnn: ncps.torch.LTC, backend: str = "auto") -> "LTC":
         "The same circuit with the same weights; raises ValueError for what this class does not do."
-        return circuit_of_ncps(rnn)
+        return circuit_of_ncps(rnn, backend)
 
     def to_ncps(self) -> ncps.torch.LTC:
         "The same circuit as an `ncps` network; the weights that it masks stay at their random start."
@@ -196,13 +216,18 @@ def step_durations(
 ) -> Tensor:                  # (steps, 1) or (steps, batch)
     "How long each step lasts, for all samples or for each."
     batch, steps = sequence.shape[:2]
+    known = isinstance(elapsed, int | float)
+    if known and not 0 < elapsed < math.inf:
+        raise ValueError(f"elapsed must be positive and finite, but is {elapsed}")
+    if known:
+        return sequence.new_full((steps, 1), elapsed)
     elapsed = torch.as_tensor(elapsed, dtype=sequence.dtype)
     if elapsed.shape not in ((), (steps,), (batch, steps)):
         raise ValueError(
             f"elapsed is {tuple(elapsed.shape)}, but must be a number, (steps,) = ({steps},), "
             f"or (batch, steps) = {(batch, steps)}"
         )
-    if not (torch.isfinite(elapsed) & (elapsed > 0)).all():
+    if not torch.compiler.is_compiling() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
         low, high = elapsed.min().item(), elapsed.max().item()
         raise ValueError(f"elapsed must be positive and finite, but holds {low} to {high}")
     lines = elapsed if elapsed.ndim == 2 else elapsed.reshape(1, -1)  # (1 or batch, 1 or steps)
@@ -212,7 +237,7 @@ def step_durations(
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     "Inside, operations on the tensor's device keep the precision of their arguments."
     kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else nullcontext()
 
 # %% ../nbs/38_ltc.ipynb #copy-weights
 NCPS_NAMES = {
@@ -237,7 +262,7 @@ def copy_weights(circuit: LTC, cell: ncps.torch.LTCCell, into_cell: bool) -> Non
                 parameter.copy_(getattr(cell, NCPS_NAMES[name])[place])
 
 
-def circuit_of_ncps(rnn: ncps.torch.LTC) -> LTC:
+def circuit_of_ncps(rnn: ncps.torch.LTC, backend: str) -> LTC:
     "A circuit with the wiring, the unfolds and the weights of `rnn`."
     cell = rnn.rnn_cell
     reasons = {
@@ -251,7 +276,7 @@ def circuit_of_ncps(rnn: ncps.torch.LTC) -> LTC:
         if holds:
             raise ValueError(f"LTC can't take over this ncps network: it has {reason}")
     wiring = from_ncps(cell._wiring)
-    circuit = LTC(wiring, cell._ode_unfolds).to(cell.vleak)
+    circuit = LTC(wiring, cell._ode_unfolds, backend).to(cell.vleak)
     for name, mask in (("sensory", cell.sensory_sparsity_mask), ("recurrent", cell.sparsity_mask)):
         there, here = int(mask.sum()), len(getattr(circuit, name).source)
         if there != here:
