@@ -158,11 +158,11 @@ def read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
     return head, rows
 
 
-def unused(head: Sequence[str], used: Sequence[str]) -> list[str]:
+def unused(head: Sequence[str], used: Sequence[str], remedy: str = "say --patient NAME, or call it patient") -> list[str]:
     "A remark on the columns of a table that mean nothing here."
     known = {name.strip().lower() for name in used}
     others = [name for name in head if name.strip().lower() not in known]
-    return [f"not used: {', '.join(others)}; if one of them is the patient, say --patient NAME, or call it patient"] if others else []
+    return [f"not used: {', '.join(others)}; if one of them is the patient, {remedy}"] if others else []
 
 
 def alike_names(classes: Sequence[str]) -> list[str]:
