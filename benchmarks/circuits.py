@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
-import ncps
 import ncps.torch
 import numba
 import numpy as np
@@ -134,7 +134,7 @@ def main() -> None:
     path = repository() / "results" / "benchmarks" / "circuits.json"
     write_json(path, {
         "rows": rows, "gates_per_second_at_most": round(most), "first_call_seconds": cold, "first_call_from_cache_seconds": warm, "cores": os.cpu_count(), "device": torch.cpu.get_capabilities()["cpu_name"],
-        "python": platform.python_version(), "torch": str(torch.__version__), "numba": numba.__version__, "ncps": ncps.__version__ if hasattr(ncps, "__version__") else "1.0.1",
+        "python": platform.python_version(), "torch": str(torch.__version__), "numba": numba.__version__, "ncps": version("ncps"),
     })
     print(f"at most {most / 1e9:.2f} G gates/s; first call {cold} s, from the cache {warm} s\nwritten: {path}")
 

@@ -87,9 +87,8 @@ def with_patients(
 ) -> tuple[list[Case], list[str]]:   # with a patient each, and remarks
     "Whose the volumes are: by the table, else by the PatientID of their DICOM files, else each its own, and unknown. Raises FolderError for contradictions."
     others = unused(read_table(table)[0], COLUMNS, "call it patient")
-    contradictions = [] if ignore_patient_id else one_person_twice(cases)
     if cases[0].patient:
-        if contradictions:
+        if not ignore_patient_id and (contradictions := one_person_twice(cases)):
             raise FolderError(f"{table}: {contradictions[0]}; give them one patient, or, if PatientID is a placeholder, say --ignore-patient-id")
         if independent:
             raise FolderError(f"{table} says whose its volumes are, so they can't be taken as independent; leave --independent away")

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'FLAGS', 'OPERATIONS', 'SINGLE', 'LOG2_E', 'ROUND', 'LN2_HIGH', 'LN2_LOW', 'COEFFICIENTS', 'LIMIT', 'UNIT',
-           'COMPILED', 'BLOCKS', 'EPSILON', 'WORTH', 'Lanes', 'LanesModel', 'constant', 'repeated', 'define', 'pointer',
-           'load', 'store', 'fill', 'total', 'clipped', 'scaled', 'one_by_one', 'exp', 'compiled_exp', 'softplus',
-           'logistic', 'starts', 'as_they_act', 'spread_samples', 'spread_durations', 'run_block', 'forward_units',
-           'reverse_block', 'reverse_sensory', 'backward_units', 'gathered', 'forget_threads', 'divided', 'prepared',
-           'gates_of', 'forward', 'backward']
+           'COMPILED', 'BLOCKS', 'WORTH', 'Lanes', 'LanesModel', 'constant', 'repeated', 'define', 'pointer', 'load',
+           'store', 'fill', 'total', 'clipped', 'scaled', 'one_by_one', 'exp', 'compiled_exp', 'softplus', 'logistic',
+           'starts', 'as_they_act', 'spread_samples', 'spread_durations', 'run_block', 'forward_units', 'reverse_block',
+           'reverse_sensory', 'backward_units', 'gathered', 'forget_threads', 'divided', 'prepared', 'gates_of',
+           'forward', 'backward']
 
 # %% ../nbs/39_ltc_cpu.ipynb #e5d92af5
 import math
@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
+
+from .ltc import EPSILON
 
 # %% ../nbs/39_ltc_cpu.ipynb #lanes
 WIDTH = 16  # samples in a value
@@ -205,8 +207,7 @@ def compiled_exp(lanes: Any) -> Any:
 COMPILED = dict(error_model="numpy", fastmath=set(FLAGS), nogil=True, boundscheck=False, cache=True)
 
 # %% ../nbs/39_ltc_cpu.ipynb #softplus
-BLOCKS = 2       # of WIDTH samples, in a unit of work
-EPSILON = 1e-8   # of the reference
+BLOCKS = 2   # of WIDTH samples, in a unit of work
 
 
 @njit(**COMPILED)

@@ -6,8 +6,8 @@
 __all__ = ['STEEP', 'UNEVEN', 'MOST_VOXELS', 'BESIDE', 'WINDOW', 'AIRY', 'SOFT', 'LEAST_SOFT', 'LEAST_AIR', 'BRIGHT', 'OVERSHOT',
            'LEVELS', 'MOST_LESION', 'AIR', 'SHARE', 'SMALLEST', 'VolumeError', 'Volume', 'turned', 'read_to_end',
            'reading', 'open_nifti', 'read_nifti', 'Slice', 'read_header', 'hounsfield', 'read_dicom', 'files_of',
-           'read_series', 'assemble', 'is_grey', 'windowed', 'grey', 'corners', 'check_mask', 'present', 'check_lesion',
-           'Cut', 'slices_of', 'Cutting', 'cut_files', 'Header', 'look_at', 'lungs']
+           'read_series', 'assemble', 'holds_grey', 'windowed', 'grey', 'corners', 'check_mask', 'present',
+           'check_lesion', 'Cut', 'slices_of', 'Cutting', 'cut_files', 'Header', 'look_at', 'lungs']
 
 # %% ../nbs/17_volumes.ipynb #d651bcfb
 import gzip
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,11 @@ class Volume:
     patient: str = ""       # as its file names it; empty if it doesn't
     hounsfield: bool = False  # whether its file says that voxels are Hounsfield units; else it is told by their values
     remark: str = ""        # what a reader should know of it
+
+    @cached_property
+    def is_grey(self) -> bool:
+        "Whether voxels are grey levels 0..255 instead of Hounsfield units; raises VolumeError if they are neither."
+        return holds_grey(self)
 
 # %% ../nbs/17_volumes.ipynb #turned
 STEEP = 0.7       # cosine of the angle between slices' normal and upright; gantries tilt by 30 degrees
@@ -227,8 +233,8 @@ BRIGHT, OVERSHOT = 128, 16   # grey levels reach the one, and leave 0..255 by le
 LEVELS = 16            # and are more than so many; a mask has fewer
 
 
-def is_grey(volume: Volume) -> bool:
-    "Whether voxels are grey levels 0..255 instead of Hounsfield units; raises VolumeError if they are neither."
+def holds_grey(volume: Volume) -> bool:
+    "See `Volume.is_grey`."
     lowest, highest = volume.voxels.min(), volume.voxels.max()
     airy = (volume.voxels >= AIRY[0]) & (volume.voxels <= AIRY[1]) & (volume.voxels > lowest)   # the lowest value may be a frame's
     soft = (volume.voxels >= SOFT[0]) & (volume.voxels <= SOFT[1])
@@ -248,7 +254,7 @@ def windowed(voxels: np.ndarray) -> np.ndarray:   # uint8, of the same shape
 
 def grey(volume: Volume) -> np.ndarray:   # uint8, of the voxels' shape
     "A volume's grey levels: those of the report's window, or its own if it has them already."
-    return np.rint(np.clip(volume.voxels, 0, 255)).astype(np.uint8) if is_grey(volume) else windowed(volume.voxels)
+    return np.rint(np.clip(volume.voxels, 0, 255)).astype(np.uint8) if volume.is_grey else windowed(volume.voxels)
 
 # %% ../nbs/17_volumes.ipynb #check-mask
 def corners(volume: Volume) -> np.ndarray:   # (8, 3) millimetres
@@ -304,7 +310,6 @@ def slices_of(
     lesion_values: Sequence[int] = (),   # of the lesion mask, that are lesions; by default its only one
 ) -> Iterator[Cut]:
     "The slices of a volume that show lung, from the feet to the head, one after another; raises VolumeError."
-    is_grey(volume)
     for mask in (lesion, lung):
         if mask is not None:
             check_mask(volume, mask)
@@ -340,7 +345,7 @@ def cut_files(
     "Read a volume and its masks, and cut it; raises VolumeError, also while it is cut."
     whole = read_dicom(volume) if volume.is_dir() else read_nifti(volume)
     masks = (read_nifti(path) if path is not None else None for path in (lesion, lung))
-    return Cutting(f"{whole.voxels.shape[2]}x{whole.voxels.shape[1]} {whole.voxels.dtype}", whole.remark, is_grey(whole), slices_of(whole, *masks, lesion_values))
+    return Cutting(f"{whole.voxels.shape[2]}x{whole.voxels.shape[1]} {whole.voxels.dtype}", whole.remark, whole.is_grey, slices_of(whole, *masks, lesion_values))
 
 
 class Header(NamedTuple):
@@ -373,7 +378,7 @@ def lungs(volume: Volume) -> np.ndarray:   # (slices, rows, columns) bool
     from scipy import ndimage
 
     low, high = WINDOW
-    limit = (AIR - low) * 255 / (high - low) if is_grey(volume) else AIR
+    limit = (AIR - low) * 255 / (high - low) if volume.is_grey else AIR
     air = volume.voxels < limit
     planar = np.zeros((3, 3, 3), bool)
     planar[1] = ndimage.generate_binary_structure(2, 1)
