@@ -8,6 +8,7 @@ __all__ = ['EPSILON', 'NCPS_NAMES', 'Synapses', 'uniform', 'SynapseParameters', 
            'Recording', 'record']
 
 # %% ../nbs/38_ltc.ipynb #780fa552
+import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -255,11 +256,15 @@ def copy_weights(circuit: LTC, cell: ncps.torch.LTCCell, into_cell: bool) -> Non
         if "." in name:
             synapses = getattr(circuit, name.split(".")[0])
             place = (synapses.source, synapses.target)
+        his = getattr(cell, NCPS_NAMES[name], None)
+        if his is None:   # a map without scale or shift: the start, one or zero, stays
+            parameter.requires_grad_(False)
+            continue
         with torch.no_grad():
             if into_cell:
-                getattr(cell, NCPS_NAMES[name])[place] = parameter
+                his[place] = parameter
             else:
-                parameter.copy_(getattr(cell, NCPS_NAMES[name])[place])
+                parameter.copy_(his[place]).requires_grad_(his.requires_grad)
 
 
 def circuit_of_ncps(rnn: ncps.torch.LTC, backend: str) -> LTC:
@@ -268,22 +273,15 @@ def circuit_of_ncps(rnn: ncps.torch.LTC, backend: str) -> LTC:
     reasons = {
         "mixed memory (an LSTM before the circuit)": rnn.use_mixed,
         f"epsilon {cell._epsilon}, not {EPSILON}": cell._epsilon != EPSILON,
-        f"input mapping {cell._input_mapping!r}, not 'affine'": cell._input_mapping != "affine",
-        f"output mapping {cell._output_mapping!r}, not 'affine'": cell._output_mapping != "affine",
         "clipped weights; use implicit_param_constraints=True": not cell._implicit_param_constraints,
     }
     for reason, holds in reasons.items():
         if holds:
             raise ValueError(f"LTC can't take over this ncps network: it has {reason}")
-    wiring = from_ncps(cell._wiring)
-    circuit = LTC(wiring, cell._ode_unfolds, backend).to(cell.vleak)
-    for name, mask in (("sensory", cell.sensory_sparsity_mask), ("recurrent", cell.sparsity_mask)):
-        there, here = int(mask.sum()), len(getattr(circuit, name).source)
-        if there != here:
-            raise ValueError(
-                f"the cell has {there} {name} synapses, but its wiring by now has {here}: it was shared with another "
-                "cell; make each ncps network with a wiring of its own"
-            )
+    own = copy.copy(cell._wiring)   # which may have grown since: the cell's masks say what its synapses are
+    for matrix, mask in (("adjacency_matrix", cell.sparsity_mask), ("sensory_adjacency_matrix", cell.sensory_sparsity_mask)):
+        setattr(own, matrix, getattr(own, matrix) * mask.detach().cpu().numpy().astype(int))
+    circuit = LTC(from_ncps(own), cell._ode_unfolds, backend).to(cell.vleak)
     copy_weights(circuit, cell, into_cell=False)
     return circuit
 
