@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_CIRCUIT', 'ExperimentError', 'value', 'Experiment', 'of_kind', 'refuse_unknown',
-           'check_ranges', 'resolved', 'recipe_of', 'experiment_id', 'load_images', 'given_images', 'build_model',
-           'line_of', 'progress', 'run', 'require_study', 'record_in', 'is_finished', 'clean', 'train_seed', 'finish']
+           'check_ranges', 'resolved', 'recipe_of', 'as_recorded', 'experiment_id', 'load_images', 'given_images',
+           'build_model', 'line_of', 'progress', 'run', 'require_study', 'record_in', 'is_finished', 'clean',
+           'train_seed', 'finish']
 
 # %% ../nbs/64_experiment.ipynb #9d689a4a
 import dataclasses
@@ -26,15 +27,16 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from .audit import gate
-from .checkpoint import Status, now, run_lock
-from .files import atomic_write, read_json, sweep, write_json
+from .checkpoint import Status, load_model, now, run_lock, save_tensors
+from .features import Features, check_trunk, features_of, read_trunk
+from .files import read_json, sweep, write_json
 from .heads import HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_normaliser
 from .imageset import SPLITS, ImageSet
 from .objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from .sources import load
 from thesis_ltc.training import (
-    FORMATS, Interrupted, Recipe, best_epoch, best_path, fit, interruptible, is_over, load_best, predict, reproducible,
+    FORMATS, Images, Interrupted, Recipe, best_epoch, best_path, fit, interruptible, is_over, load_best, predict, reproducible,
     resolve_device, resolve_precision,
 )
 
@@ -72,6 +74,8 @@ class Experiment:
     unfolds: int = value(6, "solver sub-steps in a step")
     normaliser: str = value("none", "of a step's features, before the circuit: none, layer, batch")
     wiring_seed: int = value(22222, "of the circuit's synapses; the run's seed never touches them")
+    trunk: str | None = value(None, "a finished run, <id>/seed0, whose backbone is taken as it is; only the head is trained. By default, the whole network")
+    passes: int = value(8, "with a trunk: augmented passes over the training images, whose maps are computed once; an epoch takes one of them for each image")
     setting: int = value(1, "the report's setting 1 or 2, a preset of objective, batch_size and learning_rate")
     objective: str | None = value(None, "loss: bce-dice, mse; by default the setting's")
     batch_size: int | None = value(None, "images a step; by default the setting's")
@@ -140,7 +144,7 @@ def check_ranges(experiment: Experiment) -> None:
         "image_size": (e.image_size >= 15, "15 or more: smaller images leave CRNet no map"),
         "wiring_seed": (0 <= e.wiring_seed < 2**32, "0 or more, below 2**32"),
         **{name: (positive(getattr(e, name)), "more than 0") for name in (
-            "limit", "width", "elapsed", "unfolds", "batch_size", "learning_rate", "epochs", "patience", "threads")},
+            "limit", "width", "elapsed", "unfolds", "passes", "batch_size", "learning_rate", "epochs", "patience", "threads")},
     }
     for name, (holds, expected) in rules.items():
         if not holds:
@@ -160,6 +164,8 @@ def resolved(experiment: Experiment) -> Experiment:
         raise ExperimentError("precision is auto, which follows from the GPU, but none is here; name it: precision=bfloat16")
     if find_head(experiment.head).circuit is None:
         filled |= {name: getattr(Experiment(), name) for name in OF_A_CIRCUIT}
+    if experiment.trunk is None:
+        filled |= {"passes": Experiment().passes}
     return replace(
         experiment, **filled, device=device, precision=resolve_precision(experiment.precision, device),
         threads=experiment.threads or os.cpu_count() or 1,
@@ -175,13 +181,18 @@ def recipe_of(
     return Recipe(**{field.name: values[field.name] for field in fields(Recipe) if field.name in values})
 
 # %% ../nbs/64_experiment.ipynb #experiment-id
+def as_recorded(experiment: Experiment) -> dict[str, Any]:
+    "The resolved experiment as it stands in records: without the folder, and with the hash of the trunk's weights for its place."
+    return vars(resolved(experiment)) | {"folder": None, "trunk": experiment.trunk and read_trunk(experiment.trunk).hash}
+
+
 def experiment_id(
     experiment: Experiment,
     data_hash: str,   # `ImageSet.digest` of the whole set, before `limit`
 ) -> str:             # <data>_<head>_s<setting>_<hash>
     "Name of the experiment's folder; the same for the same values, images and kind of machine."
-    filled, default = resolved(experiment), Experiment()
-    changed = {name: v for name, v in vars(filled).items() if v != getattr(default, name) and name not in ("data", "folder", "head")}
+    values, default = as_recorded(experiment), Experiment()
+    changed = {name: v for name, v in values.items() if v != getattr(default, name) and name not in ("data", "folder", "head")}
     content = json.dumps([changed, str(find_head(experiment.head)), data_hash], sort_keys=True)
     head = experiment.head if experiment.head in HEADS else re.sub(r"[^a-z0-9]+", "-", experiment.head.lower()).strip("-")[:48]
     return f"{experiment.data}_{head}_s{experiment.setting}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -276,7 +287,7 @@ def record_in(
     data_hash: str,
 ) -> dict[str, Any]:
     "The record of a finished run; raises ExperimentError if it is one of another experiment, or of another schema."
-    record, filled = read_json(folder / "record.json"), vars(resolved(experiment)) | {"folder": None}
+    record, filled = read_json(folder / "record.json"), as_recorded(experiment)
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("data", "experiment")):
         raise ExperimentError(f"{folder / 'record.json'} is no record; delete {folder} to run it again")
     found = {"schema": record.get("schema"), "images": record.get("data", {}).get("hash"), **record.get("experiment", {})}
@@ -341,19 +352,26 @@ def finish(
     recipe, machine = recipe_of(experiment, seed), describe_machine(experiment.device, find_head(experiment.head).circuit is not None)
     if recipe.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model = build_model(experiment, len(data.classes), seed).to(recipe.device)
-    history = fit(model, limited, recipe, folder, check, report, begin)
+    model, inputs = build_model(experiment, len(data.classes), seed).to(recipe.device), Images(limited, recipe)
+    network: torch.nn.Module = model   # that is trained
+    if experiment.trunk is not None:
+        trunk = read_trunk(experiment.trunk)
+        check_trunk(trunk, experiment.width, data, data.digest)
+        load_model(trunk.tensors, model.backbone)
+        network, inputs = model.head, features_of(trunk, limited, recipe, experiment.passes, folder.parent.parent / "features", check)
+    history = fit(network, limited, recipe, folder, check, report, begin, inputs)
     losses = [row["val_loss"] for row in history]
-    everything = lambda: {split: predict(model, limited, limited.rows(split), recipe, check) for split in SPLITS}
+    everything = lambda: {split: predict(network, limited, limited.rows(split), recipe, check, inputs) for split in SPLITS}
     outputs = {"last": everything()}
-    load_best(folder, history, model)
+    load_best(folder, history, network)
     outputs["best"] = outputs["last"] if best_epoch(losses) == len(losses) else everything()
     write_predictions(folder / "predictions.parquet", limited, outputs)
     write_history(folder / "history.csv", history)
-    atomic_write(folder / "model.safetensors", best_path(folder, best_epoch(losses)).read_bytes())
+    save_tensors(folder / "model.safetensors", model.state_dict(), {"epoch": best_epoch(losses)})
     seconds = sum(row["train_seconds"] for row in history)
     write_json(folder / "record.json", {
-        "schema": SCHEMA, "id": folder.parent.name, "experiment": vars(experiment) | {"folder": None}, "seed": seed,
+        "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment), "seed": seed,
+        "trunk": {name: inputs.about[name] for name in ("trunk", "run", "seed", "hash")} if isinstance(inputs, Features) else None,
         "data": describe_data(limited, data.digest), "epochs": len(history), "stopped": is_over(losses, recipe),
         "metrics": {when: score_epoch(outputs[when], limited, recipe.objective, epoch)
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},

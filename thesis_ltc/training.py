@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Recipe', 'resolve_device', 'resolve_precision', 'reproducible', 'scheduled_rate', 'batches', 'NonFinite',
-           'Interrupted', 'autocast', 'pixels', 'train_epoch', 'predict', 'score', 'best_epoch', 'is_over',
+           'Interrupted', 'autocast', 'pixels', 'Images', 'train_epoch', 'predict', 'score', 'best_epoch', 'is_over',
            'save_epoch', 'best_path', 'identity', 'resume', 'interruptible', 'fit', 'refuse_broken', 'load_best']
 
 # %% ../nbs/62_training.ipynb #21d1b9ea
@@ -124,6 +124,22 @@ def pixels(data: ImageSet, rows: np.ndarray, recipe: Recipe) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(data.images[rows])).to(recipe.device)
 
 
+class Images:
+    "What a network is given of a set: images, augmented in training, and as they are in evaluation."
+
+    def __init__(self, data: ImageSet, recipe: Recipe) -> None:
+        self.data, self.recipe, self.augmentation = data, recipe, Augmentation(recipe.image_size)
+
+    def training(self, rows: np.ndarray, epoch: int, number: int) -> Tensor:
+        "The batch of that number in an epoch."
+        images = self.augmentation(pixels(self.data, rows, self.recipe), generator(self.recipe.seed, "augment", epoch, number))
+        return images.to(memory_format=FORMATS[self.recipe.memory_format])
+
+    def evaluation(self, rows: np.ndarray) -> Tensor:
+        "Some images, resized, not augmented."
+        return prepare(pixels(self.data, rows, self.recipe), self.recipe.image_size).to(memory_format=FORMATS[self.recipe.memory_format])
+
+
 def train_epoch(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -131,19 +147,20 @@ def train_epoch(
     recipe: Recipe,
     epoch: int,                   # counted from 1
     check: Callable[[], None],    # called before each batch; raises Interrupted to stop
+    inputs: Images | None = None, # what the model is given; by default images
 ) -> dict[str, float]:            # learning_rate, train_loss, train_accuracy as seen while training
     "Go through the training images once."
-    augmentation, objective = Augmentation(recipe.image_size), OBJECTIVES[recipe.objective]
+    inputs, objective = inputs or Images(data, recipe), OBJECTIVES[recipe.objective]
     rate = optimiser.param_groups[0]["lr"] = scheduled_rate(recipe, epoch)
     loss_sum = right = 0.0
     model.train()
     for number, rows in enumerate(batches(data.rows("train"), recipe, epoch)):
         check()
-        images = augmentation(pixels(data, rows, recipe), generator(recipe.seed, "augment", epoch, number))
+        batch = inputs.training(rows, epoch, number)
         labels = torch.from_numpy(data.labels[rows]).to(recipe.device)
         torch.manual_seed(key(recipe.seed, "dropout", epoch, number))
         with autocast(recipe):
-            logits = model(images.to(memory_format=FORMATS[recipe.memory_format]))
+            logits = model(batch)
         loss = objective(logits.float(), labels)
         optimiser.zero_grad()
         loss.backward()
@@ -167,17 +184,18 @@ def predict(
     rows: np.ndarray,             # (n,) which images
     recipe: Recipe,
     check: Callable[[], None] = lambda: None,
+    inputs: Images | None = None, # what the model is given; by default images
     batch_size: int = 64,
 ) -> Tensor:                      # (n, classes) float32 logits, on the CPU
     "Logits of images as evaluation sees them: resized, not augmented."
+    inputs = inputs or Images(data, recipe)
     model.eval()
     logits = []
     for part in np.array_split(rows, range(batch_size, len(rows), batch_size)):
         check()
-        images = prepare(pixels(data, part, recipe), recipe.image_size)
         with autocast(recipe):
-            logits.append(model(images.to(memory_format=FORMATS[recipe.memory_format])).float().cpu())
-    return torch.cat(logits)
+            logits.append(model(inputs.evaluation(part)).float())
+    return torch.cat(logits).cpu()
 
 
 def score(logits: Tensor, labels: np.ndarray, objective: str) -> dict[str, float | None]:
@@ -265,6 +283,7 @@ def fit(
     check: Callable[[], None] = lambda: None,        # raises Interrupted to stop
     report: Callable[[list[dict]], None] = lambda history: None,  # called with the history after each epoch
     begin: Callable[[int], None] = lambda epochs: None,           # called once, with the epochs that are done already
+    inputs: Images | None = None,                                 # what the model is given; by default images
 ) -> list[dict]:                                     # a row an epoch, see `history.csv`
     "Train until the epochs are done or patience runs out, going on from a checkpoint where there is one."
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
@@ -273,9 +292,9 @@ def fit(
     labels = data.labels[data.rows("val")]
     while not is_over([row["val_loss"] for row in history], recipe):
         began, epoch = time.perf_counter(), len(history) + 1
-        row = {"epoch": epoch, **train_epoch(model, optimiser, data, recipe, epoch, check)}
+        row = {"epoch": epoch, **train_epoch(model, optimiser, data, recipe, epoch, check, inputs)}
         trained = time.perf_counter()
-        logits = predict(model, data, data.rows("val"), recipe, check)
+        logits = predict(model, data, data.rows("val"), recipe, check, inputs)
         refuse_broken(logits, data, epoch)
         scores = score(logits, labels, recipe.objective)
         row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
