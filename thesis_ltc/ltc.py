@@ -110,7 +110,7 @@ class LTC(nn.Module):
         self,
         wiring: Wiring,
         unfolds: int = 6,        # solver sub-steps in a step
-        backend: str = "auto",   # how it is computed: the fastest way there is, reference, or numba
+        backend: str = "auto",   # how it is computed: the fastest way there is, reference, numba, or triton
     ) -> None:
         super().__init__()
         if type(unfolds) is not int or unfolds < 1:
