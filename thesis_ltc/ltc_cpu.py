@@ -160,7 +160,7 @@ def total(typing: Any, lanes: Any) -> Any:
 LOG2_E = 1.4426950408889634
 SINGLE = np.float32
 ROUND, LIMIT, UNIT = SINGLE(1.5 * 2**23), SINGLE(126), SINGLE(1)
-COEFFICIENTS = tuple(SINGLE(c) for c in (1.3264727e-3, 9.6715127e-3, 5.5507337e-2, 2.4022242e-1, 6.9314698e-1))
+COEFFICIENTS = tuple(SINGLE(c) for c in (1.5353362e-4, 1.3398874e-3, 9.6184374e-3, 5.5503325e-2, 2.4022648e-1, 6.9314720e-1))
 
 
 @intrinsic
@@ -206,13 +206,13 @@ def compiled_exp2(lanes: Any) -> Any:
 
     if lanes.dtype != types.float32:
         return library
-    c5, c4, c3, c2, c1 = COEFFICIENTS
+    c6, c5, c4, c3, c2, c1 = COEFFICIENTS
 
     def polynomial(lanes: Any) -> Any:
         y = clipped(lanes, LIMIT)
         shifted = y + ROUND
         r = y - (shifted - ROUND)
-        return scaled(((((c5 * r + c4) * r + c3) * r + c2) * r + c1) * r + UNIT, shifted)
+        return scaled((((((c6 * r + c5) * r + c4) * r + c3) * r + c2) * r + c1) * r + UNIT, shifted)
 
     return polynomial
 
@@ -403,18 +403,19 @@ def reverse_membranes(
 ) -> None:
     "An unfold backward, but for its synapses."
     for j in range(len(c.membrane)):
-        lost = fill(c.membrane.dtype.type(0))
+        lost, leaked = fill(c.membrane.dtype.type(0)), fill(c.membrane.dtype.type(0))
         for b in range(BLOCKS):
             pace, after = load(paces, (b, t)), load(x, (b * twin, m + 1, j))
             of_n = load(gradient, (j, b)) * load(x, (b * twin, moments + 1 + m, j))
             moved = of_n * (load(x, (b * twin, m, j)) - after)
-            lost = lost + moved * pace
+            lost, leaked = lost + moved * pace, leaked + of_n * (c.membrane[j, 2] - after)
             store(late, (b, t), load(late, (b, t)) + moved * c.membrane[j, 0])
             store(above, (j, b, t), load(above, (j, b, t)) + of_n)
             store(below, (j, b, t), load(below, (j, b, t)) - of_n * after)
             store(earlier, (j, b), of_n * (pace * c.membrane[j, 0]))
             store(pulled, (j, b), of_n)
-        store(inertia, (j,), load(inertia, (j,)) + lost)
+        store(inertia, (j, 0), load(inertia, (j, 0)) + lost)
+        store(inertia, (j, 1), load(inertia, (j, 1)) + leaked)
 
 
 @njit(**COMPILED)
@@ -451,7 +452,7 @@ def reverse_blocks(
     below: np.ndarray,        # and of D
     late: np.ndarray,         # (BLOCKS, steps, WIDTH) gradient of the paces, is filled
     sums: np.ndarray,         # (synapses, 4, WIDTH) P, Q, Z, Z (x - midpoint), is added to
-    inertia: np.ndarray,      # (neurons, WIDTH) gradient of the capacitance, is added to
+    inertia: np.ndarray,      # (neurons, 2, WIDTH) gradients of capacitance and leak, is added to
     pulled: np.ndarray,       # (neurons, BLOCKS, WIDTH): scratch
     unfolds: int,
 ) -> np.ndarray:              # (neurons, BLOCKS, WIDTH) gradient of the first potential
@@ -499,7 +500,7 @@ def reverse_sensory(
 
 @njit(**COMPILED)
 def add_up(
-    c: Acting, raw: np.ndarray, sent: np.ndarray, above: np.ndarray, below: np.ndarray, own: np.ndarray, inertia: np.ndarray,
+    c: Acting, raw: np.ndarray, sent: np.ndarray, above: np.ndarray, own: np.ndarray, inertia: np.ndarray,
     sums: np.ndarray,         # (all,) from those of synapses between neurons to those of the input map, is filled
 ) -> None:
     "What a unit's lanes have gathered, but for sensory synapses and the output map."
@@ -510,11 +511,11 @@ def add_up(
             sums[first + part * count + k] = total(load(own, (k, part)))
     first += 4 * count
     for j in range(neurons):
-        of_n, of_d = zero, zero
+        of_n = zero
         for block in range(above.shape[1]):
             for t in range(above.shape[2]):
-                of_n, of_d = of_n + load(above, (j, block, t)), of_d + load(below, (j, block, t))
-        sums[first + j], sums[first + neurons + j], sums[first + 2 * neurons + j] = total(load(inertia, (j,))), total(of_n * c.membrane[j, 2] + of_d), total(of_n * c.membrane[j, 1])
+                of_n = of_n + load(above, (j, block, t))
+        sums[first + j], sums[first + neurons + j], sums[first + 2 * neurons + j] = total(load(inertia, (j, 0))), total(load(inertia, (j, 1))), total(of_n * c.membrane[j, 1])
     first += 3 * neurons
     for f in range(features):
         scale, shift = zero, zero
@@ -545,7 +546,7 @@ def backward_units(
     above, below = np.empty((neurons, BLOCKS, steps, WIDTH), kind), np.empty((neurons, BLOCKS, steps, WIDTH), kind)
     outer, paces, late = np.empty((BLOCKS, steps, motors, WIDTH), kind), np.empty((BLOCKS, steps, WIDTH), kind), np.empty((BLOCKS, steps, WIDTH), kind)
     gradients, pulled = np.empty((2, neurons, BLOCKS, WIDTH), kind), np.empty((neurons, BLOCKS, WIDTH), kind)
-    own, inertia = np.empty((len(source), 4, WIDTH), kind), np.empty((neurons, WIDTH), kind)
+    own, inertia = np.empty((len(source), 4, WIDTH), kind), np.empty((neurons, 2, WIDTH), kind)
     ready, c = first // units, acting(numbers[first // units], sensory_source, sensory_target, source, target, neurons, features, motors)
     for unit in range(first, last):
         circuit, place = unit // units, unit % units
@@ -571,7 +572,7 @@ def backward_units(
             spread_durations(durations[min(circuit, len(durations) - 1)], (place * BLOCKS + block) * WIDTH, paces[block])
         began = reverse_blocks(c, kept[circuit, place * BLOCKS:], here - 1, paces, gradients, outer, above, below, late, own, inertia, pulled, unfolds)
         reverse_sensory(c, raw[:, :here], above, below, sent[:, :here], found)
-        add_up(c, raw[:, :here], sent[:, :here], above[:, :here], below[:, :here], own, inertia, found)
+        add_up(c, raw[:, :here], sent[:, :here], above[:, :here], own, inertia, found)
         for block in range(here):
             sample = (place * BLOCKS + block) * WIDTH
             there = min(WIDTH, batch - sample)

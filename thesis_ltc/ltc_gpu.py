@@ -140,7 +140,7 @@ def reverse_kernel(
     capacitance, leak, rest = softplus(raw_capacitance), softplus(raw_leak), tl.load(numbers + at_membrane + 2 * neurons + i, real, 0.0)
     outward = tl.load(numbers + at_output + i, moving, 0.0)
     ps, qs, zs, zxs = tl.zeros([ROWS, DEGREE], tl.float32), tl.zeros([ROWS, DEGREE], tl.float32), tl.zeros([ROWS, DEGREE], tl.float32), tl.zeros([ROWS, DEGREE], tl.float32)
-    inertia, ns, ds, outs, offs = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
+    inertia, ns, leaked, outs, offs = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     for sample in range(first, batch, programs):
         place = circuit * batch + sample
         mine = kept + place * (1 + 2 * steps * unfolds) * neurons
@@ -158,6 +158,7 @@ def reverse_kernel(
                 of_n = gradient * tl.load(mine + (steps * unfolds + 1 + m) * neurons + i, real, 0.0)
                 of_d, moved = -of_n * after, of_n * (before - after)
                 inertia, late, above, below = inertia + moved * pace, late + moved * capacitance, above + of_n, below + of_d
+                leaked += of_n * (rest - after)
                 apart = before[:, None] - midpoint
                 gate = logistic(slope * apart)
                 p, q = spread(of_n, j, ROWS, DEGREE) * gate, spread(of_d, j, ROWS, DEGREE) * gate
@@ -165,7 +166,7 @@ def reverse_kernel(
                 ps, qs, zs, zxs = ps + p, qs + q, zs + z, zxs + z * apart
                 gradient = of_n * (pace * capacitance) + tl.sum(z * slope * weight, 1)
                 after = before
-            ns, ds = ns + above, ds + below
+            ns += above
             tl.store(arrived + (place * steps + t) * 2 * ROWS + i, above)
             tl.store(arrived + (place * steps + t) * 2 * ROWS + ROWS + i, below)
             tl.store(pace_gradient + place * steps + t, tl.sum(late, 0))
@@ -176,7 +177,7 @@ def reverse_kernel(
     tl.store(place_of + 2 * synapses, -slope * weight * zs, k >= 0)
     tl.store(place_of + 3 * synapses, ps * weight, k >= 0)
     tl.store(gradients + at_membrane + i, inertia * logistic(raw_capacitance), real)
-    tl.store(gradients + at_membrane + neurons + i, (ns * rest + ds) * logistic(raw_leak), real)
+    tl.store(gradients + at_membrane + neurons + i, leaked * logistic(raw_leak), real)
     tl.store(gradients + at_membrane + 2 * neurons + i, ns * leak, real)
     tl.store(gradients + at_output + i, outs, moving)
     tl.store(gradients + at_output + motors + i, offs, moving)
