@@ -1,4 +1,4 @@
-# make report | test | check | book | figures | publish | lock | clean; variables: DATASET STUDY PYTHON
+# make report | test | check | bench | gpu | book | figures | publish | lock | clean; variables: DATASET STUDY PYTHON
 ifndef PYTHON
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
@@ -7,13 +7,15 @@ VENV   := .venv
 STAMP  := $(VENV)/.made-from-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install report test check book figures publish lock clean
+.PHONY: help install report test check bench gpu book figures publish lock clean
 
 help:
 	@echo "make report   train the quick study (7 heads, a few minutes) and build the book from it"
 	@echo "make test     the notebooks' tests, then pytest"
 	@echo "make check    what a change must pass: export in step, tests, the book without a warning"
 	@echo "make book     the book alone      make figures   CRNet and the scans, drawn      make install   .venv alone"
+	@echo "make bench    speed and memory against peers, on a quiet machine: tables in results/benchmarks"
+	@echo "make gpu      on a machine with a GPU: kernel tests, the same tables, and a small study"
 	@echo "make publish  copy a study's records to results/      make lock   renew requirements.lock"
 	@echo "make clean    remove the built book; runs and .venv stay"
 	@echo "DATASET=digits trains on another set; STUDY=report another study; PYTHON=python3.12 another Python"
@@ -50,6 +52,18 @@ check: $(STAMP)
 	git diff --exit-code -- nbs thesis_ltc
 	thesis-ltc book
 	pytest -q
+
+bench: $(STAMP)
+	@python benchmarks/circuits.py && python benchmarks/steps.py && python benchmarks/augmentation.py
+
+# On a machine without a package index: PYTHONPATH has the packages that torch does not bring, and GPU_PYTHON names its Python.
+GPU_PYTHON ?= $(VENV)/bin/python
+gpu:
+	@$(GPU_PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu: torch sees no GPU'"
+	@$(GPU_PYTHON) -m pytest -q tests/test_ltc_gpu.py
+	@$(GPU_PYTHON) benchmarks/circuits.py --device cuda
+	@$(GPU_PYTHON) benchmarks/steps.py --device cuda
+	@$(GPU_PYTHON) -m thesis_ltc.cli run data=digits head=ncp-z image_size=64 epochs=5 seeds=2 device=cuda runs=runs/gpu
 
 book: $(STAMP)
 	@thesis-ltc book

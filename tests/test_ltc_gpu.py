@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from test_ltc_cpu import off, results, wirings
+from random_circuits import off, results, wirings
 
 from thesis_ltc.ltc import LTC
 from thesis_ltc.wiring import ncp
