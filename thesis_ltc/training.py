@@ -8,6 +8,7 @@ __all__ = ['FORMATS', 'Recipe', 'resolve_device', 'resolve_precision', 'reproduc
            'save_epoch', 'best_path', 'identity', 'resume', 'interruptible', 'fit', 'refuse_broken', 'load_best']
 
 # %% ../nbs/62_training.ipynb #21d1b9ea
+import math
 import os
 import signal
 import threading
@@ -152,7 +153,7 @@ def train_epoch(
     "Go through the training images once."
     inputs, objective = inputs or Images(data, recipe), OBJECTIVES[recipe.objective]
     rate = optimiser.param_groups[0]["lr"] = scheduled_rate(recipe, epoch)
-    loss_sum = right = 0.0
+    loss_sum, right = 0.0, torch.zeros((), dtype=torch.int64, device=recipe.device)
     model.train()
     for number, rows in enumerate(batches(data.rows("train"), recipe, epoch)):
         check()
@@ -165,16 +166,17 @@ def train_epoch(
         optimiser.zero_grad()
         loss.backward()
         size = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if not torch.isfinite(loss + size):
-            what = "gradient" if torch.isfinite(loss) else "loss"
+        value, length = torch.stack((loss.detach(), size)).tolist()  # the only time in a step that a GPU is waited for
+        if not math.isfinite(value + length):
+            what = "gradient" if math.isfinite(value) else "loss"
             some = ", ".join(data.names[rows][:5])
             raise NonFinite(f"the {what} of epoch {epoch}, batch {number} is not finite; its images: {some}{', ...' if len(rows) > 5 else ''}; "
                             "look at them, or lower learning_rate, or use precision=float32")
         optimiser.step()
-        loss_sum += loss.item() * len(rows)
-        right += float((logits.argmax(1) == labels).sum())
+        loss_sum += value * len(rows)
+        right += (logits.argmax(1) == labels).sum()
     n = len(data.rows("train"))
-    return {"learning_rate": rate, "train_loss": loss_sum / n, "train_accuracy": right / n}
+    return {"learning_rate": rate, "train_loss": loss_sum / n, "train_accuracy": right.item() / n}
 
 # %% ../nbs/62_training.ipynb #predict
 @torch.no_grad()
