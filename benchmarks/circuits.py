@@ -2,7 +2,8 @@
 
     python benchmarks/circuits.py [--device cpu] [--seconds 1] [--threads 1 2] [--quick]
 
-A step is forward and backward. All ways are measured in turn in one process, on a quiet machine; medians and quartiles, the
+A step is forward and backward. All ways are measured in turn in one process, on a quiet machine: a turn is a burst of a few
+calls, of which the first, after the others have emptied the caches, is told apart as `cold`. Medians and quartiles, the
 bytes that are kept for the backward pass, and the machine's own limit go to results/benchmarks/circuits.json (on a GPU:
 circuits-gpu.json), which the book shows.
 """
@@ -30,6 +31,7 @@ CIRCUITS = {  # sizes, and steps in the report's heads
     "half of 3 FC": ((512, 48, 24, 4, 24, 16, 24, 24), 16), "1,024 sensory": ((1024, 48, 24, 4, 24, 16, 24, 24), 16),
 }
 LARGEST = 3e9   # bytes that ncps may keep, about, and needs several times over; what is larger is measured without it
+BURST = 0.01   # seconds of a turn
 FIRST = """
 import time, torch
 from thesis_ltc.ltc import LTC
@@ -165,24 +167,33 @@ def measure(name: str, steps: int, batch: int, seconds: float, threads: int, dev
     circuit, ways = ways_of(name, steps, batch, device)
     sequence = torch.randn(batch, steps, CIRCUITS[name][0][0], requires_grad=True, device=device)
     times: dict[str, list[float]] = {way: [] for way in ways}
+    cold: dict[str, list[float]] = {way: [] for way in ways}
     forward: list[float] = []
+
+    def step(module: Callable) -> float:
+        if isinstance(module, nn.Module):
+            module.zero_grad()
+        sequence.grad = None
+        wait()
+        began = time.perf_counter()
+        module(sequence)[0].sum().backward()
+        wait()
+        return time.perf_counter() - began
+
     for way in ways.values():
         way(sequence)[0].sum().backward()
-    over = lambda way: len(times[way]) >= 5 and (sum(times[way]) > seconds or len(times[way]) >= 200)
+    over = lambda way: len(times[way]) >= 5 and (sum(times[way]) > seconds or len(times[way]) >= 400)
     while not all(map(over, ways)):
         for way, module in ways.items():
             if over(way):
                 continue
-            if isinstance(module, nn.Module):
-                module.zero_grad()
-            sequence.grad = None
-            wait()
-            began = time.perf_counter()
-            module(sequence)[0].sum().backward()
-            wait()
-            times[way].append(time.perf_counter() - began)
-        if len(forward) < 200:
-            with torch.no_grad():
+            cold[way].append(step(module))
+            burst = [step(module)]
+            while sum(burst) < BURST:
+                burst.append(step(module))
+            times[way] += burst
+        with torch.no_grad():
+            while len(forward) < 20 * len(cold["compiled"]):
                 wait()
                 began = time.perf_counter()
                 circuit(sequence)
@@ -191,7 +202,7 @@ def measure(name: str, steps: int, batch: int, seconds: float, threads: int, dev
     quarters = {way: np.quantile(values, (0.25, 0.5, 0.75)) for way, values in times.items()}
     gates = batch * steps * (len(circuit.wiring.sensory_source) + circuit.unfolds * len(circuit.wiring.source))
     return [{
-        "circuit": name, "steps": steps, "batch": batch, "threads": threads, "way": way, **dict(zip(("low", "median", "high"), (1e3 * quarters[way]).round(4).tolist())), "rounds": len(times[way]),
+        "circuit": name, "steps": steps, "batch": batch, "threads": threads, "way": way, **dict(zip(("low", "median", "high"), (1e3 * quarters[way]).round(4).tolist())), "cold": round(1e3 * float(np.median(cold[way])), 4), "rounds": len(times[way]),
         "kept_bytes": None if "graph" in way else kept_bytes(lambda module=module: module(sequence)[0]), "gates_per_second": round(gates / float(np.median(forward))) if way == "compiled" else None,
         "times_of_ncps": round(float(quarters["ncps LTC"][1] / quarters[way][1]), 2) if "ncps LTC" in quarters else None,
     } for way, module in ways.items()]
