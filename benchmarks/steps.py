@@ -47,7 +47,7 @@ class Slow(nn.Module):
 
     def __init__(self, circuit: LTC) -> None:
         super().__init__()
-        self.rnn, self.wiring = circuit.to_ncps().to(circuit.rest.device), circuit.wiring
+        self.rnn = circuit.to_ncps().to(circuit.rest.device)
 
     def forward(self, sequence: Tensor, elapsed: float = 1.0, state: None = None) -> tuple[Tensor, Tensor]:
         return self.rnn(sequence)

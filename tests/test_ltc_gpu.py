@@ -162,8 +162,10 @@ def test_kernels_compile_for_gpus_that_are_not_here(name, capability):
 
     wiring = ncp(*REPORT[name])
     neuron = {part: torch.tensor(getattr(wiring, part)) for part in ("sensory_source", "sensory_target", "source", "target")}
-    for kernel, sizes, warps in (ltc_gpu.read_shape(neuron["sensory_target"], neuron["target"], wiring.neurons), ltc_gpu.reverse_shape(neuron["sensory_source"], neuron["source"], wiring.neurons, wiring.sensory)):
-        constants = sizes | ({"KEEP": True} if kernel is ltc_gpu.read_kernel else {})
+    reading = ltc_gpu.read_shape(neuron["sensory_target"], neuron["target"], wiring.neurons)
+    back = ltc_gpu.reverse_shape(neuron["sensory_source"], neuron["source"], wiring.neurons, wiring.sensory)
+    for kernel, (_, sizes, warps), more in ((ltc_gpu.read_kernel, reading, {"KEEP": True}), (ltc_gpu.reverse_kernel, back, {})):
+        constants = sizes | more
         kinds = {"sensory_table": "*i32", "table": "*i32", **dict.fromkeys(neuron, "*i64"), "epsilon": "fp32", **dict.fromkeys(constants, "constexpr")}
         counts = ("batch", "steps", "unfolds", "features", "neurons", "motors", "sensory_synapses", "synapses", "size", "programs", "own_durations", "sample_durations")
         signature = {parameter: kinds.get(parameter, "i32" if parameter in counts else "*fp32") for parameter in kernel.arg_names}

@@ -9,7 +9,6 @@ __all__ = ['DropIn', 'Replacement', 'accelerate', 'replacement_of']
 from dataclasses import dataclass
 
 import ncps.torch
-import torch
 from torch import Tensor, nn
 
 from .ltc import LTC
@@ -55,17 +54,16 @@ class DropIn(nn.Module):
 class Replacement:
     "What became of one `ncps` network."
 
-    name: str            # in the model; empty for the model itself
+    name: str            # in the model
     neurons: int
     synapses: int        # of both kinds, that exist
     parameters: int      # that were trained before, masks and masked numbers among them
     left: str = ""       # why it was left as it is
 
     def __str__(self) -> str:
-        place = self.name or "the model itself"
         if self.left:
-            return f"{place}: left as it is; {self.left}"
-        return f"{place}: {self.neurons} neurons, {self.synapses} synapses that exist, of {self.parameters} numbers that ncps keeps"
+            return f"{self.name}: left as it is; {self.left}"
+        return f"{self.name}: {self.neurons} neurons, {self.synapses} synapses that exist, of {self.parameters} numbers that ncps keeps"
 
 
 def accelerate(model: nn.Module, backend: str = "auto") -> list[Replacement]:

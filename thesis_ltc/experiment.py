@@ -36,7 +36,7 @@ from .objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from .sources import load
 from thesis_ltc.training import (
-    FORMATS, Images, Interrupted, Recipe, best_epoch, best_path, fit, interruptible, is_over, load_best, predict, reproducible,
+    FORMATS, Images, Interrupted, Recipe, best_epoch, fit, interruptible, is_over, load_best, predict, reproducible,
     resolve_device, resolve_precision,
 )
 

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import Augmentation
 from .checkpoint import load_model, load_tensors, now, run_lock
 from .crnet import CRNet
 from .files import read_json, repository, write_json
 from .imageset import ImageSet
 from .record import code_hash
 from .streams import generator
-from .training import FORMATS, Images, Recipe, autocast, pixels
+from .training import FORMATS, Images, Recipe, autocast
 
 # %% ../nbs/63_features.ipynb #trunk
 class TrunkError(ValueError):
@@ -146,11 +145,9 @@ def compute(folder: Path, decided: dict[str, Any], trunk: Trunk, data: ImageSet,
     arrays = {name: np.lib.format.open_memmap(part / f"{name}.npy", "w+", first.dtype, (*shape, *first.shape[1:])) for name, shape in (("plain", (len(data),)), ("passes", (passes, len(train))))}
     for rows in cut(np.arange(len(data))):
         arrays["plain"][rows] = seen(images.evaluation(rows))
-    augmentation = Augmentation(recipe.image_size)
     for which in range(passes):
         for number, places in enumerate(cut(np.arange(len(train)))):
-            batch = augmentation(pixels(data, train[places], recipe), generator(0, "trunk", which, number))
-            arrays["passes"][which, places] = seen(batch.to(memory_format=FORMATS[recipe.memory_format]))
+            arrays["passes"][which, places] = seen(images.augmented(train[places], generator(0, "trunk", which, number)))
     for array in arrays.values():
         array.flush()
         for rows in cut(np.arange(len(array))):

@@ -257,19 +257,19 @@ def warps(numbers: int) -> int:
     return max(1, min(16, numbers // 256))
 
 
-def read_shape(sensory_target: Tensor, target: Tensor, neurons: int) -> tuple[triton.JITFunction, dict[str, int], int]:
-    "The kernel that reads, its constants for a wiring, and its warps."
+def read_shape(sensory_target: Tensor, target: Tensor, neurons: int) -> tuple[tuple[Tensor, Tensor], dict[str, int], int]:
+    "What `read_kernel` is given of a wiring: tables, constants, warps."
     sensory_table, table = table_of(sensory_target, neurons), table_of(target, neurons)
     chunk = min(sensory_table.shape[1], max(1, 4096 // len(table)))
-    return read_kernel, {"ROWS": len(table), "SENSORY_DEGREE": sensory_table.shape[1], "CHUNK": chunk, "DEGREE": table.shape[1]}, warps(max(table.numel(), chunk * len(table)))
+    return (sensory_table, table), {"ROWS": len(table), "SENSORY_DEGREE": sensory_table.shape[1], "CHUNK": chunk, "DEGREE": table.shape[1]}, warps(max(table.numel(), chunk * len(table)))
 
 
-def reverse_shape(sensory_source: Tensor, source: Tensor, neurons: int, features: int) -> tuple[triton.JITFunction, dict[str, int], int]:
-    "The same of the kernel that goes back."
+def reverse_shape(sensory_source: Tensor, source: Tensor, neurons: int, features: int) -> tuple[tuple[Tensor, Tensor], dict[str, int], int]:
+    "What `reverse_kernel` is given of a wiring."
     sensory_table, table = table_of(sensory_source, features), table_of(source, neurons)
     rows, degree = sensory_table.shape
     chunk = min(rows, max(1, 4096 // degree))
-    return reverse_kernel, {"ROWS": len(table), "FEATURES": rows, "SENSORY_DEGREE": degree, "CHUNK": chunk, "DEGREE": table.shape[1]}, warps(2 * max(table.numel(), chunk * degree))
+    return (sensory_table, table), {"ROWS": len(table), "FEATURES": rows, "SENSORY_DEGREE": degree, "CHUNK": chunk, "DEGREE": table.shape[1]}, warps(2 * max(table.numel(), chunk * degree))
 
 
 def forward(
@@ -281,13 +281,12 @@ def forward(
     "Circuits of one wiring read sequences, in one launch."
     sequence, durations, state, numbers = (tensor.contiguous() for tensor in (sequence, durations, state, numbers))
     sizes = layout(sequence, durations, state, numbers, wiring, unfolds)
-    kernel, constants, threads = read_shape(wiring[1], wiring[3], sizes["neurons"])
-    tables = table_of(wiring[1], sizes["neurons"]), table_of(wiring[3], sizes["neurons"])
+    tables, constants, threads = read_shape(wiring[1], wiring[3], sizes["neurons"])
     circuits, batch, steps, _ = sequence.shape
     motor, ended = sequence.new_empty(circuits, batch, steps, sizes["motors"]), torch.empty_like(state)
     kept = sequence.new_empty(circuits if keep else 0, batch, 1 + 2 * steps * unfolds, sizes["neurons"])
     arrived = sequence.new_empty(circuits, batch, steps, 2, constants["ROWS"])
-    kernel[(circuits * sizes["programs"],)](
+    read_kernel[(circuits * sizes["programs"],)](
         sequence, durations, state, numbers, wiring[0], wiring[2], *tables, motor, ended, kept, arrived, **sizes, epsilon=EPSILON, **constants, KEEP=keep, num_warps=threads)
     return motor, ended, kept
 
@@ -299,11 +298,10 @@ def backward(
     motor_gradient, ended_gradient, sequence, durations, numbers = (tensor.contiguous() for tensor in (motor_gradient, ended_gradient, sequence, durations, numbers))
     sizes = layout(sequence, durations, state, numbers, wiring, unfolds)
     circuits, batch, steps, features = sequence.shape
-    kernel, constants, threads = reverse_shape(wiring[0], wiring[2], sizes["neurons"], features)
-    tables = table_of(wiring[0], features), table_of(wiring[2], sizes["neurons"])
+    tables, constants, threads = reverse_shape(wiring[0], wiring[2], sizes["neurons"], features)
     of_sequence, of_state, of_pace = torch.empty_like(sequence), torch.empty_like(state, memory_format=torch.contiguous_format), sequence.new_empty(circuits, batch, steps)
     of_numbers, arrived = sequence.new_empty(circuits, sizes["programs"], sizes["size"]), sequence.new_empty(circuits, batch, steps, 2, constants["ROWS"])
-    kernel[(circuits * sizes["programs"],)](
+    reverse_kernel[(circuits * sizes["programs"],)](
         sequence, durations, numbers, wiring[1], wiring[3], *tables, kept, motor_gradient, ended_gradient, of_sequence, of_state, of_pace, of_numbers, arrived, **sizes, **constants, num_warps=threads)
     late = of_pace.double().transpose(1, 2)   # (circuits, steps, batch)
     late = late if sizes["sample_durations"] else late.sum(2, keepdim=True)

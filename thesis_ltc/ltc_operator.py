@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 # %% ../nbs/37_ltc_operator.ipynb #as-arrays
 NUMBERS = (  # (synapses,) four times, and again for those between neurons; (neurons,) three times; (sensory,), (motor,) twice
@@ -217,6 +216,7 @@ def has(package: str) -> bool:
 
 
 def fits(backend: str, tensor: Tensor) -> bool:
+    "Whether a way can compute such a tensor."
     device, precisions = FITTING[backend]
     return tensor.device.type == device and tensor.dtype in precisions and has(backend)
 

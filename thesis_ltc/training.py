@@ -133,8 +133,11 @@ class Images:
 
     def training(self, rows: np.ndarray, epoch: int, number: int) -> Tensor:
         "The batch of that number in an epoch."
-        images = self.augmentation(pixels(self.data, rows, self.recipe), generator(self.recipe.seed, "augment", epoch, number))
-        return images.to(memory_format=FORMATS[self.recipe.memory_format])
+        return self.augmented(rows, generator(self.recipe.seed, "augment", epoch, number))
+
+    def augmented(self, rows: np.ndarray, stream: torch.Generator) -> Tensor:
+        "Some images, augmented with the numbers of a stream."
+        return self.augmentation(pixels(self.data, rows, self.recipe), stream).to(memory_format=FORMATS[self.recipe.memory_format])
 
     def evaluation(self, rows: np.ndarray) -> Tensor:
         "Some images, resized, not augmented."
