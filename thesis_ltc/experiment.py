@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_CIRCUIT', 'ExperimentError', 'value', 'Experiment', 'of_kind', 'refuse_unknown',
            'check_ranges', 'resolved', 'recipe_of', 'as_recorded', 'experiment_id', 'load_images', 'given_images',
-           'build_model', 'line_of', 'progress', 'run', 'require_study', 'record_in', 'is_finished', 'clean',
-           'train_seed', 'finish']
+           'build_model', 'line_of', 'progress', 'run', 'run_seeds', 'outcome', 'run_block', 'require_study',
+           'record_in', 'is_finished', 'clean', 'train_seeds', 'reports', 'prepare', 'finish']
 
 # %% ../nbs/64_experiment.ipynb #9d689a4a
 import dataclasses
 import difflib
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -27,7 +29,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from .audit import gate
-from .checkpoint import Status, load_model, now, run_lock, save_tensors
+from .checkpoint import RunIsBusy, Status, load_model, now, run_lock, save_tensors
 from .features import Features, check_trunk, features_of, read_trunk
 from .files import read_json, sweep, write_json
 from .heads import HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_normaliser
@@ -35,9 +37,10 @@ from .imageset import SPLITS, ImageSet
 from .objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from .sources import load
+from .together import learner_of
 from thesis_ltc.training import (
-    FORMATS, Images, Interrupted, Recipe, best_epoch, fit, interruptible, is_over, load_best, predict, reproducible,
-    resolve_device, resolve_precision,
+    FORMATS, Images, Interrupted, Learner, Recipe, Training, best_epoch, fit_all, interruptible, is_over, load_best, predict,
+    reproducible, resolve_device, resolve_precision,
 )
 
 # %% ../nbs/64_experiment.ipynb #experimenterror
@@ -222,18 +225,19 @@ def build_model(
     return classifier(experiment.head, classes, **options, seed=seed).to(memory_format=FORMATS[experiment.memory_format])
 
 # %% ../nbs/64_experiment.ipynb #line-of
-def line_of(history: list[dict], epochs: int) -> str:
-    "The last epoch in a line."
-    row = history[-1]
-    return (f"epoch {row['epoch']:>3} of {epochs}  loss {row['train_loss']:.4f}, val {row['val_loss']:.4f}  "
-            f"accuracy {row['train_accuracy']:.3f}, val {row['val_accuracy']:.3f}  {row['seconds']:.1f} s")
+def line_of(histories: list[list[dict]], epochs: int) -> str:
+    "The last epoch in a line; of several seeds, their means."
+    rows = [history[-1] for history in histories]
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return (f"epoch {rows[0]['epoch']:>3} of {epochs}  loss {mean['train_loss']:.4f}, val {mean['val_loss']:.4f}  "
+            f"accuracy {mean['train_accuracy']:.3f}, val {mean['val_accuracy']:.3f}  {sum(row['seconds'] for row in rows):.1f} s")
 
 
 @contextmanager
-def progress(title: str, epochs: int) -> Iterator[Callable[[list[dict]], None]]:
-    "A function that shows the history after each epoch."
+def progress(title: str, epochs: int) -> Iterator[Callable[[list[list[dict]]], None]]:
+    "A function that shows the histories of seeds that train together, after each epoch."
     if not sys.stderr.isatty():
-        yield lambda history: print(f"{title}  {line_of(history, epochs)}", flush=True)
+        yield lambda histories: print(f"{title}  {line_of(histories, epochs)}", flush=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -241,8 +245,12 @@ def progress(title: str, epochs: int) -> Iterator[Callable[[list[dict]], None]]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=epochs)
-        yield lambda history: bar.update(
-            task, completed=len(history), description=f"{title}  val loss {history[-1]['val_loss']:.3f}, accuracy {history[-1]['val_accuracy']:.3f}")
+
+        def show(histories: list[list[dict]]) -> None:
+            loss, accuracy = (sum(history[-1][name] for history in histories) / len(histories) for name in ("val_loss", "val_accuracy"))
+            bar.update(task, completed=len(histories[0]), description=f"{title}  val loss {loss:.3f}, accuracy {accuracy:.3f}")
+
+        yield show
 
 # %% ../nbs/64_experiment.ipynb #run
 def run(
@@ -257,21 +265,77 @@ def run(
 
     Raises: what the images or the model refuse; RunIsBusy if another process holds the run; Interrupted on SIGTERM; NonFinite.
     """
-    if type(seed) is not int or seed < 0:
-        raise ExperimentError(f"seed is {seed!r}, but must be a whole number, 0 or more")
+    found = run_seeds(experiment, [seed], directory, data=data, echo=echo)[seed]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def run_seeds(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    directory: str | Path = "runs",
+    *,
+    data: ImageSet | None = None,
+    echo: Callable[[list[dict]], None] | None = None,        # called with each history after each of its epochs
+) -> dict[int, dict[str, Any] | Exception]:                  # of each seed the record, or what ended it
+    "As `run`, for several seeds: one that fails says why, and leaves the others alone."
+    for seed in seeds:
+        if type(seed) is not int or seed < 0:
+            raise ExperimentError(f"seed is {seed!r}, but must be a whole number, 0 or more")
     data = load_images(experiment) if data is None else given_images(experiment, data)
     resolve_device(experiment.device)
-    name = experiment_id(experiment, data.digest)
-    folder = Path(directory) / name / f"seed{seed}"
     require_study()
-    if is_finished(folder):
-        return record_in(folder, experiment, data.digest)
-    with run_lock(folder), reproducible(resolved(experiment).threads), interruptible() as check:
-        if not (folder / "record.json").exists():
-            with progress(f"seed {seed}", experiment.epochs) as show:
-                train_seed(resolved(experiment), seed, folder, data, check, echo or show)
-        clean(folder)
-    return record_in(folder, experiment, data.digest)
+    place, failures = Path(directory) / experiment_id(experiment, data.digest), {}
+    missing = [seed for seed in seeds if not is_finished(place / f"seed{seed}")]
+    if missing:
+        filled = resolved(experiment)
+        kind, size = (Learner, 1) if filled.trunk is None else learner_of(build_model(filled, len(data.classes), 0).head, filled.device)
+        for _, block in itertools.groupby(sorted(missing), lambda seed: seed // size):
+            block = list(block)
+            try:
+                failures |= run_block(filled, block, place, data, kind, echo)
+            except (ArithmeticError, ValueError) as error:
+                failures |= {seed: error for seed in block if not is_finished(place / f"seed{seed}")}
+    return {seed: failures.get(seed) or outcome(place / f"seed{seed}", experiment, data.digest) for seed in seeds}
+
+
+def outcome(folder: Path, experiment: Experiment, data_hash: str) -> dict[str, Any] | ExperimentError:
+    "The record of a finished run, or why it isn't one."
+    try:
+        return record_in(folder, experiment, data_hash)
+    except ExperimentError as error:
+        return error
+
+
+def run_block(
+    experiment: Experiment,     # resolved
+    seeds: list[int],           # that may train together
+    place: Path,                # of the experiment
+    data: ImageSet,             # the whole set
+    kind: type[Learner],
+    echo: Callable[[list[dict]], None] | None,
+) -> dict[int, Exception]:      # of each seed that has no record now, what ended it
+    "Hold the directories of seeds that nobody else holds, and train them."
+    failures: dict[int, Exception] = {}
+    patience = time.monotonic() + 20
+    with ExitStack() as held:
+        for seed in seeds:
+            try:
+                held.enter_context(run_lock(place / f"seed{seed}", max(0.0, patience - time.monotonic())))
+            except RunIsBusy as error:
+                failures[seed] = error
+        mine = [seed for seed in seeds if seed not in failures]
+        waiting = [seed for seed in mine if not (place / f"seed{seed}" / "record.json").exists()]
+        if waiting:
+            check = held.enter_context(interruptible())
+            held.enter_context(reproducible(experiment.threads))
+            show = held.enter_context(progress(f"seed {waiting[0]}" if len(waiting) == 1 else f"seeds {', '.join(map(str, waiting))}", experiment.epochs))
+            failures |= train_seeds(experiment, waiting, place, data, kind, check, echo, show)
+        for seed in mine:
+            if seed not in failures:
+                clean(place / f"seed{seed}")
+    return failures
 
 
 def require_study() -> None:
@@ -309,57 +373,81 @@ def clean(folder: Path) -> None:
     for path in (*folder.glob("best-*.safetensors"), folder / "checkpoint.safetensors"):
         path.unlink(missing_ok=True)
 
-# %% ../nbs/64_experiment.ipynb #train-seed
-def train_seed(
+# %% ../nbs/64_experiment.ipynb #train-seeds
+def train_seeds(
     experiment: Experiment,   # resolved
-    seed: int,
-    folder: Path,             # locked by this process
+    seeds: list[int],         # whose directories are held by this process
+    place: Path,              # of the experiment
     data: ImageSet,           # the whole set
+    kind: type[Learner],      # how steps are taken
     check: Callable[[], None],
-    echo: Callable[[list[dict]], None],
-) -> None:
-    "Train a seed from where it stands, and write what a run leaves; the status tells how it ended."
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    status, done = Status(folder, experiment.epochs), 0
-
-    def begin(epochs: int) -> None:
-        nonlocal done
-        done = epochs
-        status.write("running", done)
-
-    def report(history: list[dict]) -> None:
-        begin(len(history))
-        echo(history)
-
+    echo: Callable[[list[dict]], None] | None,
+    show: Callable[[list[list[dict]]], None],
+) -> dict[int, Exception]:    # of each seed that failed, why
+    "Train seeds from where they stand, and write what a run leaves; each status tells how its seed ended."
+    limited = data if experiment.limit is None else data.limited(experiment.limit)
+    statuses = {seed: Status(place / f"seed{seed}", experiment.epochs) for seed in seeds}   # of those on their way
+    trainings: list[Training] = []
+    failures: dict[int, Exception] = {}
+    for status in statuses.values():
+        status.folder.mkdir(parents=True, exist_ok=True)
+        sweep(status.folder)
     try:
-        finish(experiment, seed, folder, data, check, report, begin)
-        status.write("done", done)
-    except (Interrupted, KeyboardInterrupt) as error:
-        status.write("interrupted", done, f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {done}")
+        models, inputs = prepare(experiment, seeds, place, limited, data.digest, check)
+        for seed, (model, network) in models.items():
+            trainings.append(Training(network, recipe_of(experiment, seed), statuses[seed].folder, *reports(statuses[seed], echo)))
+        fit_all(trainings, limited, check, inputs, kind, show if echo is None else lambda histories: None)
+        for seed, training in zip(seeds, trainings):
+            if training.failure is None:
+                finish(experiment, models[seed][0], training, limited, data.digest, inputs, check)
+            else:
+                failures[seed] = training.failure
+            said = f"{type(training.failure).__name__}: {training.failure}" if training.failure else ""
+            statuses[seed].write("failed" if said else "done", len(training.history), said)
+            del statuses[seed]
+    except BaseException as error:
+        wanted = isinstance(error, Interrupted | KeyboardInterrupt)
+        for seed, status in statuses.items():
+            done = next((len(training.history) for training in trainings if training.recipe.seed == seed), 0)
+            said = f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {done}" if wanted else f"{type(error).__name__}: {error}"
+            status.write("interrupted" if wanted else "failed", done, said)
         raise
-    except Exception as error:
-        status.write("failed", done, f"{type(error).__name__}: {error}")
-        raise
+    return failures
+
+
+def reports(status: Status, echo: Callable[[list[dict]], None] | None) -> tuple[Callable[[int], None], Callable[[list[dict]], None]]:
+    "What a training calls when it begins, and after each epoch."
+    def report(history: list[dict]) -> None:
+        status.write("running", len(history))
+        if echo is not None:
+            echo(history)
+
+    return lambda epochs: status.write("running", epochs), report
+
+
+def prepare(
+    experiment: Experiment, seeds: list[int], place: Path, limited: ImageSet, data_hash: str, check: Callable[[], None],
+) -> tuple[dict[int, tuple[Classifier, torch.nn.Module]], Images]:
+    "For each seed its classifier and that part of it which is trained; and what this is given."
+    recipe = recipe_of(experiment, seeds[0])
+    if recipe.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    models = {seed: build_model(experiment, len(limited.classes), seed).to(recipe.device) for seed in seeds}
+    if experiment.trunk is None:
+        return {seed: (model, model) for seed, model in models.items()}, Images(limited, recipe)
+    trunk = read_trunk(experiment.trunk)
+    check_trunk(trunk, experiment.width, limited, data_hash)
+    for model in models.values():
+        load_model(trunk.tensors, model.backbone)
+    inputs = features_of(trunk, limited, recipe, experiment.passes, place.parent / "features", check, models[seeds[0]].head)
+    return {seed: (model, model.head.without_pooling()) for seed, model in models.items()}, inputs
 
 
 def finish(
-    experiment: Experiment, seed: int, folder: Path, data: ImageSet,
-    check: Callable[[], None], report: Callable[[list[dict]], None], begin: Callable[[int], None],
+    experiment: Experiment, model: Classifier, training: Training, limited: ImageSet, data_hash: str, inputs: Images, check: Callable[[], None],
 ) -> None:
-    "Train, test at the last epoch and at the best, write predictions, weights, curves, and at last the record."
-    limited = data if experiment.limit is None else data.limited(experiment.limit)
-    recipe, machine = recipe_of(experiment, seed), describe_machine(experiment.device, find_head(experiment.head).circuit is not None)
-    if recipe.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    model, inputs = build_model(experiment, len(data.classes), seed).to(recipe.device), Images(limited, recipe)
-    network: torch.nn.Module = model   # that is trained
-    if experiment.trunk is not None:
-        trunk = read_trunk(experiment.trunk)
-        check_trunk(trunk, experiment.width, data, data.digest)
-        load_model(trunk.tensors, model.backbone)
-        network, inputs = model.head, features_of(trunk, limited, recipe, experiment.passes, folder.parent.parent / "features", check)
-    history = fit(network, limited, recipe, folder, check, report, begin, inputs)
+    "Test at the last epoch and at the best, write predictions, weights, curves, and at last the record."
+    recipe, folder, history, network = training.recipe, training.folder, training.history, training.model
     losses = [row["val_loss"] for row in history]
     everything = lambda: {split: predict(network, limited, limited.rows(split), recipe, check, inputs) for split in SPLITS}
     outputs = {"last": everything()}
@@ -370,13 +458,13 @@ def finish(
     save_tensors(folder / "model.safetensors", model.state_dict(), {"epoch": best_epoch(losses)})
     seconds = sum(row["train_seconds"] for row in history)
     write_json(folder / "record.json", {
-        "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment), "seed": seed,
+        "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment), "seed": recipe.seed,
         "trunk": {name: inputs.about[name] for name in ("trunk", "run", "seed", "hash")} if isinstance(inputs, Features) else None,
-        "data": describe_data(limited, data.digest), "epochs": len(history), "stopped": is_over(losses, recipe),
+        "data": describe_data(limited, data_hash), "epochs": len(history), "stopped": is_over(losses, recipe),
         "metrics": {when: score_epoch(outputs[when], limited, recipe.objective, epoch)
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},
         "parameters": parameter_counts(model), "macs": macs(model),
         "seconds": round(sum(row["seconds"] for row in history), 2),
         "images_per_second": round(len(history) * len(limited.rows("train")) / seconds, 1),
-        "peak_memory_bytes": peak_memory(recipe.device), **machine, "finished": now(),
+        "peak_memory_bytes": peak_memory(recipe.device), **describe_machine(experiment.device, find_head(experiment.head).circuit is not None), "finished": now(),
     })

@@ -103,6 +103,12 @@ class Head(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         return self.trace(maps)["readout"]
 
+    def without_pooling(self) -> "Head":
+        "The same head, its parameters shared, for maps that were pooled before."
+        head = copy.copy(self)
+        head._modules = self._modules | {"shrink": self.shrink.without_pooling()}
+        return head
+
 
 def build(kinds: dict[str, Kind], word: Word | None, features: int, *options: float) -> nn.Module:
     "The module of a word, or the identity where the sentence has a dash."

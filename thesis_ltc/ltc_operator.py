@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'WIRING', 'BACKENDS', 'GIVEN', 'SCHEMAS', 'FITTING', 'motors_of', 'as_arrays', 'forward_on_cpu',
            'backward_on_cpu', 'forward_on_gpu', 'backward_on_gpu', 'shapes_forward', 'shapes_backward',
-           'keep_for_gradient', 'gradient', 'as_circuits', 'mapped_backward', 'register', 'Reading', 'Mapped', 'mapped',
-           'has', 'fits', 'way', 'read_sequence']
+           'keep_for_gradient', 'gradient', 'as_circuits', 'shared', 'mapped_backward', 'register', 'Reading', 'Mapped',
+           'mapped', 'has', 'fits', 'way', 'read_sequence']
 
 # %% ../nbs/37_ltc_operator.ipynb #a7370df2
 import importlib.util
@@ -133,12 +133,22 @@ def as_circuits(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int
     return whole if single else [tensor.flatten(0, 1) for tensor in whole]
 
 
+def shared(wiring: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
+    "The wiring of a call; where each of the mapped circuits brings one, as stacked modules do, they must be the same."
+    first = [tensor if dim is None else tensor.movedim(dim, 0)[0] for tensor, dim in zip(wiring, dims)]
+    for own, tensor, dim in zip(first, wiring, dims):
+        if dim is not None and not torch.equal(tensor.movedim(dim, 0), own.expand(tensor.shape[dim], *own.shape)):
+            raise ValueError("circuits of different wirings can't be mapped together; map those of one wiring, and call the others apart")
+    return first
+
+
 def mapped_backward(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     "`ltc_backward` under vmap."
     given, size = arguments[:6], info.batch_size
     single = given[2].ndim - (dims[2] is not None) == 3
+    wiring, unfolds = shared(arguments[6:10], dims[6:10]), arguments[10]
     kept, = as_circuits(arguments[-1:], dims[-1:], size, False)
-    found = torch.ops.thesis_ltc.ltc_backward(*as_circuits(given, dims, size, single), *arguments[6:-1], kept)
+    found = torch.ops.thesis_ltc.ltc_backward(*as_circuits(given, dims, size, single), *wiring, unfolds, kept)
     return tuple(found if single else [tensor.unflatten(0, (size, -1)) for tensor in found]), (0, 0, 0, 0)
 
 
@@ -190,7 +200,7 @@ class Mapped(torch.autograd.Function):
     def vmap(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, int, int]]:
         given, size = arguments[:4], info.batch_size
         single = given[0].ndim - (dims[0] is not None) == 3
-        motor, ended, kept = Mapped.apply(*as_circuits(given, dims, size, single), *arguments[4:])
+        motor, ended, kept = Mapped.apply(*as_circuits(given, dims, size, single), *shared(arguments[4:8], dims[4:8]), *arguments[8:])
         kept = kept.reshape(size, len(kept) // size, *kept.shape[1:])
         return (motor, ended, kept) if single else (motor.unflatten(0, (size, -1)), ended.unflatten(0, (size, -1)), kept), (0, 0, 0)
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import RunIsBusy
-from .experiment import FIELDS, Experiment, ExperimentError, load_images, refuse_unknown, run
+from .experiment import FIELDS, Experiment, ExperimentError, load_images, refuse_unknown, run_seeds
 from .files import repository
 from .imageset import ImageSet
 
@@ -84,16 +83,12 @@ def train(
 ) -> list[dict[str, Any]]:                               # a record a seed
     "Run the seeds that have no record yet; the records of all. A seed that fails doesn't stop the others: SeedsFailed is raised at the end."
     data = load_images(experiment) if data is None else data
-    records, failures = [], {}
-    for seed in seeds:
-        try:
-            records.append(run(experiment, seed, runs, data=data, echo=echo))
-        except (ArithmeticError, ValueError, RunIsBusy) as error:
-            failures[seed] = error
+    outcomes = run_seeds(experiment, seeds, runs, data=data, echo=echo)
+    failures = {seed: found for seed, found in outcomes.items() if isinstance(found, Exception)}
     if failures:
         said = "; ".join(f"seed {seed}: {type(error).__name__}: {error}" for seed, error in failures.items())
         raise SeedsFailed(f"{len(failures)} of {len(seeds)} seeds failed: {said}") from next(iter(failures.values()))
-    return records
+    return list(outcomes.values())
 
 
 def command_of(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Bounds', 'POOLINGS', 'stride_bounds', 'grid_bounds', 'pooling_matrix', 'GridPool', 'Pooling', 'UpsamplingError',
-           'pooled_bounds', 'Shrink', 'pixel_bounds']
+           'pooled_bounds', 'Mix', 'Shrink', 'pixel_bounds']
 
 # %% ../nbs/32_shrink.ipynb #e375e161
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,6 +91,20 @@ def pooled_bounds(
     return POOLINGS[pooling].bounds(rows, size)
 
 # %% ../nbs/32_shrink.ipynb #shrink
+class Mix(nn.Conv2d):
+    """A 1x1 convolution, as one matrix product for each image.
+
+    Shape: (batch, inputs, rows, rows) -> (batch, outputs, rows, rows).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        mixed = self.weight.flatten(1) @ maps.flatten(2) + self.bias[:, None]
+        return mixed.unflatten(2, maps.shape[2:])
+
+
 class Shrink(nn.Module):
     """Reduce CRNet's map to the head's last tensor.
 
@@ -111,13 +126,19 @@ class Shrink(nn.Module):
         self.bounds = pooled_bounds(pooling, size, image_size, allow_upsampling)
         self.rows, self.side, self.channels = map_side(image_size), len(self.bounds), mix or inputs
         self.pool = POOLINGS[pooling].module(self.rows, size)
-        self.mix = kaiming(nn.Conv2d(inputs, mix, 1)) if mix else nn.Identity()
+        self.mix = kaiming(Mix(inputs, mix)) if mix else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[-2:] != (self.rows, self.rows):
             got = " x ".join(map(str, maps.shape[-2:]))
             raise ValueError(f"the map is {got}, but the head was made for {self.rows} x {self.rows}; fix image_size")
         return self.mix(self.pool(maps))
+
+    def without_pooling(self) -> "Shrink":
+        "The same stage, its parameters shared, for maps that were pooled before."
+        shrink = copy.copy(self)
+        shrink.rows, shrink._modules = self.side, self._modules | {"pool": nn.Identity()}
+        return shrink
 
 # %% ../nbs/32_shrink.ipynb #pixel-bounds
 def pixel_bounds(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Recipe', 'resolve_device', 'resolve_precision', 'reproducible', 'scheduled_rate', 'batches', 'NonFinite',
-           'Interrupted', 'autocast', 'pixels', 'Images', 'train_epoch', 'predict', 'score', 'best_epoch', 'is_over',
-           'save_epoch', 'best_path', 'identity', 'resume', 'interruptible', 'fit', 'refuse_broken', 'load_best']
+           'Interrupted', 'autocast', 'pixels', 'Images', 'Training', 'Learner', 'train_epoch', 'not_finite', 'predict',
+           'score', 'best_epoch', 'is_over', 'save_epoch', 'best_path', 'identity', 'resume', 'interruptible',
+           'fit_all', 'end_epoch', 'fit', 'refusal', 'load_best']
 
 # %% ../nbs/62_training.ipynb #21d1b9ea
 import math
@@ -13,9 +14,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from .augment import Augmentation, prepare
 from .checkpoint import load_model, load_tensors, pack, save_tensors, unpack
 from .imageset import ImageSet
-from .objective import OBJECTIVES, metrics
+from .objective import FORMULAS, OBJECTIVES, compared, metrics
 from .streams import generator, key
 
 # %% ../nbs/62_training.ipynb #recipe
@@ -126,14 +127,14 @@ def pixels(data: ImageSet, rows: np.ndarray, recipe: Recipe) -> Tensor:
 
 
 class Images:
-    "What a network is given of a set: images, augmented in training, and as they are in evaluation."
+    "What networks are given of a set: images, augmented in training, and as they are in evaluation."
 
     def __init__(self, data: ImageSet, recipe: Recipe) -> None:
         self.data, self.recipe, self.augmentation = data, recipe, Augmentation(recipe.image_size)
 
-    def training(self, rows: np.ndarray, epoch: int, number: int) -> Tensor:
-        "The batch of that number in an epoch."
-        return self.augmented(rows, generator(self.recipe.seed, "augment", epoch, number))
+    def training(self, rows: np.ndarray, seeds: Sequence[int], epoch: int, number: int) -> Sequence[Tensor]:
+        "The batch of that number in an epoch, of rows (seeds, batch): one for each seed."
+        return [self.augmented(own, generator(seed, "augment", epoch, number)) for own, seed in zip(rows, seeds, strict=True)]
 
     def augmented(self, rows: np.ndarray, stream: torch.Generator) -> Tensor:
         "Some images, augmented with the numbers of a stream."
@@ -143,43 +144,96 @@ class Images:
         "Some images, resized, not augmented."
         return prepare(pixels(self.data, rows, self.recipe), self.recipe.image_size).to(memory_format=FORMATS[self.recipe.memory_format])
 
+# %% ../nbs/62_training.ipynb #training
+@dataclass(eq=False)
+class Training:
+    "A network on its way, with a seed of its own."
+
+    model: nn.Module                                # on the recipe's device
+    recipe: Recipe
+    folder: Path                                    # where the checkpoint lies
+    begin: Callable[[int], None] = lambda epochs: None            # called once, with the epochs that are done already
+    report: Callable[[list[dict]], None] = lambda history: None   # called with the history after each epoch
+    history: list[dict] = field(default_factory=list)             # a row an epoch, see `history.csv`
+    failure: Exception | None = None                              # what ended it early
+
+    def __post_init__(self) -> None:
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate)
+
+    @property
+    def is_over(self) -> bool:
+        return self.failure is not None or bool(is_over([row["val_loss"] for row in self.history], self.recipe))
+
+
+class Learner:
+    "Takes the steps of trainings that differ in their seed, one training after another."
+
+    def __init__(self, trainings: list[Training]) -> None:
+        self.trainings, self.recipe = trainings, trainings[0].recipe
+        self.seeds = [training.recipe.seed for training in trainings]
+
+    def start(self, rate: float) -> None:
+        "Begin an epoch with that learning rate."
+        for training in self.trainings:
+            training.model.train()
+            training.optimiser.param_groups[0]["lr"] = rate
+
+    def step(
+        self,
+        batches: Sequence[Tensor],   # (batch, ...) for each training
+        labels: Tensor,              # (trainings, batch)
+        draws: list[int],            # for each training the seed of its dropout
+    ) -> Tensor:                     # (3, trainings): loss, length of the gradient, how many were right
+        "Forward, loss, backward, Adam."
+        return torch.stack([self.one(*given) for given in zip(self.trainings, batches, labels, draws, strict=True)], 1)
+
+    def release(self) -> None:
+        "Leave the models to others."
+
+    def one(self, training: Training, batch: Tensor, labels: Tensor, draw: int) -> Tensor:
+        "The step of a single training: (3,)."
+        torch.manual_seed(draw)
+        with autocast(training.recipe):
+            logits = training.model(batch)
+        loss = FORMULAS[training.recipe.objective](*compared(logits, labels))
+        training.optimiser.zero_grad()
+        loss.backward()
+        length = torch.nn.utils.get_total_norm([p.grad for p in training.model.parameters() if p.grad is not None])
+        training.optimiser.step()
+        return torch.stack((loss.detach(), length, (logits.argmax(1) == labels).sum()))
+
 
 def train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    learner: Learner,
     data: ImageSet,
-    recipe: Recipe,
-    epoch: int,                   # counted from 1
-    check: Callable[[], None],    # called before each batch; raises Interrupted to stop
-    inputs: Images | None = None, # what the model is given; by default images
-) -> dict[str, float]:            # learning_rate, train_loss, train_accuracy as seen while training
+    epoch: int,                              # counted from 1
+    check: Callable[[], None],               # called before each batch; raises Interrupted to stop
+    inputs: Images | None = None,            # what the models are given; by default images
+) -> list[dict[str, float] | NonFinite]:     # for each training learning_rate, train_loss, train_accuracy as seen while training; or what ended it
     "Go through the training images once."
-    inputs, objective = inputs or Images(data, recipe), OBJECTIVES[recipe.objective]
-    rate = optimiser.param_groups[0]["lr"] = scheduled_rate(recipe, epoch)
-    loss_sum, right = 0.0, torch.zeros((), dtype=torch.int64, device=recipe.device)
-    model.train()
-    for number, rows in enumerate(batches(data.rows("train"), recipe, epoch)):
+    recipe, train = learner.recipe, data.rows("train")
+    inputs, rate = inputs or Images(data, recipe), scheduled_rate(recipe, epoch)
+    sums, failures = np.zeros((2, len(learner.seeds))), {}
+    learner.start(rate)
+    for number, parts in enumerate(zip(*(batches(train, training.recipe, epoch) for training in learner.trainings))):
         check()
-        batch = inputs.training(rows, epoch, number)
+        rows = np.stack(parts)
         labels = torch.from_numpy(data.labels[rows]).to(recipe.device)
-        torch.manual_seed(key(recipe.seed, "dropout", epoch, number))
-        with autocast(recipe):
-            logits = model(batch)
-        loss = objective(logits.float(), labels)
-        optimiser.zero_grad()
-        loss.backward()
-        size = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        value, length = torch.stack((loss.detach(), size)).tolist()  # the only time in a step that a GPU is waited for
-        if not math.isfinite(value + length):
-            what = "gradient" if math.isfinite(value) else "loss"
-            some = ", ".join(data.names[rows][:5])
-            raise NonFinite(f"the {what} of epoch {epoch}, batch {number} is not finite; its images: {some}{', ...' if len(rows) > 5 else ''}; "
-                            "look at them, or lower learning_rate, or use precision=float32")
-        optimiser.step()
-        loss_sum += value * len(rows)
-        right += (logits.argmax(1) == labels).sum()
-    n = len(data.rows("train"))
-    return {"learning_rate": rate, "train_loss": loss_sum / n, "train_accuracy": right.item() / n}
+        found = learner.step(inputs.training(rows, learner.seeds, epoch, number), labels, [key(seed, "dropout", epoch, number) for seed in learner.seeds])
+        loss, length, right = found.double().cpu().numpy()   # the only time in a step that a GPU is waited for
+        sums += loss * rows.shape[1], right
+        for which in np.flatnonzero(~np.isfinite(loss + length)):
+            failures.setdefault(which, not_finite("gradient" if math.isfinite(loss[which]) else "loss", epoch, number, data.names[rows[which]]))
+        if len(failures) == len(learner.seeds):
+            break
+    return [failures.get(which) or {"learning_rate": rate, "train_loss": loss / len(train), "train_accuracy": right / len(train)}
+            for which, (loss, right) in enumerate(sums.T.tolist())]
+
+
+def not_finite(what: str, epoch: int, number: int, names: np.ndarray) -> NonFinite:
+    "The error that names a batch and its images."
+    return NonFinite(f"the {what} of epoch {epoch}, batch {number} is not finite; its images: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; "
+                     "look at them, or lower learning_rate, or use precision=float32")
 
 # %% ../nbs/62_training.ipynb #predict
 @torch.no_grad()
@@ -280,6 +334,55 @@ def interruptible() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/62_training.ipynb #fit
+def fit_all(
+    trainings: list[Training],                # of one recipe, each with its own seed
+    data: ImageSet,
+    check: Callable[[], None] = lambda: None,                           # raises Interrupted to stop
+    inputs: Images | None = None,                                       # what the models are given; by default images
+    learner: type[Learner] = Learner,                                   # how steps are taken
+    tell: Callable[[list[list[dict]]], None] = lambda histories: None,  # called after each epoch, with the histories of those that trained
+) -> None:
+    "Train each until its epochs are done or its patience runs out, going on from checkpoints where there are any. Those that are furthest behind go first; one that fails says so in `failure`, and leaves the others alone."
+    for training in trainings:
+        try:
+            training.history = resume(training.folder, training.model, training.optimiser, training.recipe)
+        except ValueError as error:
+            training.failure = error
+        training.begin(len(training.history))
+    taken: Learner | None = None
+    while going := [training for training in trainings if not training.is_over]:
+        done = min(len(training.history) for training in going)
+        group, began = [training for training in going if len(training.history) == done], time.perf_counter()
+        if taken is None or taken.trainings != group:
+            taken and taken.release()
+            taken = learner(group)
+        rows = train_epoch(taken, data, done + 1, check, inputs)
+        seconds = (time.perf_counter() - began) / len(group)
+        for training, row in zip(group, rows, strict=True):
+            if isinstance(row, NonFinite):
+                training.failure = row
+            else:
+                end_epoch(training, {"epoch": done + 1, **row}, seconds, data, check, inputs)
+        if well := [training.history for training in group if training.failure is None]:
+            tell(well)
+    taken and taken.release()
+
+
+def end_epoch(training: Training, row: dict[str, float], seconds: float, data: ImageSet, check: Callable[[], None], inputs: Images | None) -> None:
+    "Validate, and make an epoch durable that took so many seconds to train."
+    began, recipe = time.perf_counter(), training.recipe
+    logits = predict(training.model, data, data.rows("val"), recipe, check, inputs)
+    if broken := refusal(logits, data, row["epoch"]):
+        training.failure = broken
+        return
+    scores = score(logits, data.labels[data.rows("val")], recipe.objective)
+    row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
+    row |= {"train_seconds": round(seconds, 4), "seconds": round(seconds + time.perf_counter() - began, 4)}
+    training.history.append(row)
+    save_epoch(training.folder, training.model, training.optimiser, recipe, training.history)
+    training.report(training.history)
+
+
 def fit(
     model: nn.Module,                                # on the recipe's device
     data: ImageSet,
@@ -287,35 +390,21 @@ def fit(
     folder: Path,                                    # where the checkpoint lies
     check: Callable[[], None] = lambda: None,        # raises Interrupted to stop
     report: Callable[[list[dict]], None] = lambda history: None,  # called with the history after each epoch
-    begin: Callable[[int], None] = lambda epochs: None,           # called once, with the epochs that are done already
-    inputs: Images | None = None,                                 # what the model is given; by default images
+    inputs: Images | None = None,                    # what the model is given; by default images
 ) -> list[dict]:                                     # a row an epoch, see `history.csv`
-    "Train until the epochs are done or patience runs out, going on from a checkpoint where there is one."
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    history = resume(folder, model, optimiser, recipe)
-    begin(len(history))
-    labels = data.labels[data.rows("val")]
-    while not is_over([row["val_loss"] for row in history], recipe):
-        began, epoch = time.perf_counter(), len(history) + 1
-        row = {"epoch": epoch, **train_epoch(model, optimiser, data, recipe, epoch, check, inputs)}
-        trained = time.perf_counter()
-        logits = predict(model, data, data.rows("val"), recipe, check, inputs)
-        refuse_broken(logits, data, epoch)
-        scores = score(logits, labels, recipe.objective)
-        row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
-        row |= {"train_seconds": round(trained - began, 4), "seconds": round(time.perf_counter() - began, 4)}
-        history.append(row)
-        save_epoch(folder, model, optimiser, recipe, history)
-        report(history)
-    return history
+    "Train one network; raises NonFinite, and ValueError for a checkpoint of another recipe."
+    training = Training(model, recipe, folder, report=report)
+    fit_all([training], data, check, inputs)
+    if training.failure:
+        raise training.failure
+    return training.history
 
 
-def refuse_broken(logits: Tensor, data: ImageSet, epoch: int) -> None:
-    "Raise NonFinite if an output for a validation image isn't finite."
+def refusal(logits: Tensor, data: ImageSet, epoch: int) -> NonFinite | None:
+    "The error of outputs for validation images that aren't finite, if there are such."
     broken = data.names[data.rows("val")][~logits.isfinite().all(1).numpy()]
-    if len(broken):
-        raise NonFinite(f"after epoch {epoch} the outputs of {len(broken)} validation images are not finite, first {', '.join(broken[:5])}; "
-                        "lower learning_rate, or use precision=float32")
+    return NonFinite(f"after epoch {epoch} the outputs of {len(broken)} validation images are not finite, first {', '.join(broken[:5])}; "
+                     "lower learning_rate, or use precision=float32") if len(broken) else None
 
 
 def load_best(folder: Path, history: list[dict], model: nn.Module) -> None:
