@@ -1,14 +1,16 @@
 """A frozen trunk: its maps are made once, whole or not at all, and its heads are runs like any other."""
 import multiprocessing
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
-from thesis_ltc.checkpoint import load_tensors
-from thesis_ltc.experiment import Experiment, ExperimentError, build_model, experiment_id, load_images, recipe_of, run
+from thesis_ltc.checkpoint import CheckpointError, RunIsBusy, load_tensors, read_status, run_lock
+from thesis_ltc.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
 from thesis_ltc.features import TrunkError, features_of, read_trunk
 from thesis_ltc.files import read_json
 from thesis_ltc.results import load_records, varied
@@ -51,10 +53,12 @@ def test_the_backbone_stays_and_the_head_learns(trunk, tmp_path):
 def test_the_same_maps_for_every_seed_and_head_and_none_left_half(trunk, tmp_path):
     folder, _ = trunk
     records = [run(of_head(folder, head=head), seed, tmp_path, echo=silent) for head, seed in (("ncp-z", 0), ("ncp-z", 1), ("fc", 0))]
-    assert len({record["trunk"]["hash"] for record in records}) == 1 and len([path for path in (tmp_path / "features").iterdir() if path.is_dir()]) == 1
-    again = run(of_head(folder), 0, tmp_path / "elsewhere", echo=silent)
-    for part in ("trunk", "metrics", "experiment"):
-        assert again[part] == records[0][part]   # the same bits from maps computed anew
+    assert len({record["trunk"]["hash"] for record in records}) == 1 and len([path for path in (tmp_path / "features").iterdir() if path.is_dir()]) == 2   # whole maps, and those of pool:2
+    for seed in (0, 1):
+        again = run(of_head(folder), seed, tmp_path / f"elsewhere{seed}", echo=silent)
+        for part in ("trunk", "metrics", "experiment"):
+            assert again[part] == records[seed][part]   # the same bits from maps computed anew, and for both seeds the same maps
+    assert records[0]["metrics"] != records[1]["metrics"]
 
     calls = []
 
@@ -93,6 +97,78 @@ def test_its_outputs_are_those_of_the_whole_network(trunk, tmp_path):
     features = features_of(read_trunk(str(folder)), data, recipe, 1, tmp_path)
     from_maps = predict(model.head, data, data.rows("test"), recipe, inputs=features)
     torch.testing.assert_close(from_maps, predict(model, data, data.rows("test"), recipe), rtol=0, atol=1e-5)
+
+
+def test_each_seed_draws_passes_of_its_own_and_maps_follow_what_decides_them(trunk, tmp_path):
+    folder, _ = trunk
+    values, found = of_head(folder), {}
+    data = load_images(values).limited(60)
+    of = lambda data=data, passes=2, folder=folder, **recipe: features_of(read_trunk(str(folder)), data, replace(recipe_of(values, 0), **recipe), passes, tmp_path)
+    rows = data.rows("train")[None, :30]
+    drawn = of().training(np.concatenate([rows, rows]), [0, 1], 1, 0)
+    assert not torch.equal(drawn[0], drawn[1])
+    other = run(Experiment(**SMALL, head="fc"), 1, tmp_path / "runs", echo=silent)
+    for name, maps in {"as it is": of(), "fewer images": of(load_images(values).limited(50)), "passes": of(passes=3), "size": of(image_size=72), "threads": of(threads=2),
+                       "precision": of(precision="bfloat16"), "layout": of(memory_format="contiguous"), "trunk": of(folder=tmp_path / "runs" / other["id"] / "seed1")}.items():
+        found[name] = len(maps.plain), tuple(maps.passes.shape), maps.about["hash"]
+    assert len([path for path in tmp_path.iterdir() if (path / "features.json").exists()]) == len(found)   # none stands for another
+    assert found["fewer images"][0] < found["as it is"][0] and found["passes"][1][0] == 3 and found["size"][1] != found["as it is"][1]
+    hashes = {name: found[name][2] for name in ("as it is", "passes", "size", "precision", "trunk")}
+    assert len(set(hashes.values())) == len(hashes)   # the hash follows the content
+    seed = replace(recipe_of(values, 0), seed=7)
+    assert features_of(read_trunk(str(folder)), data, seed, 2, tmp_path).about["made"] == of().about["made"]   # whoever asks
+
+
+def test_what_was_lost_is_made_again(trunk, tmp_path):
+    folder, _ = trunk
+    experiment = of_head(folder)
+    data = load_images(experiment).limited(60)
+    make = lambda: features_of(read_trunk(str(folder)), data, recipe_of(experiment, 0), 2, tmp_path)
+    first = make()
+    place, = (path for path in tmp_path.iterdir() if path.is_dir())
+    (place / "passes.npy").unlink()
+    (place.with_name(place.name + ".part")).mkdir()
+    ((place.with_name(place.name + ".part")) / "plain.npy").write_bytes(b"half")   # of one who was killed
+    assert make().about["hash"] == first.about["hash"] and (place / "passes.npy").exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_seeds_share_steps_and_do_not_notice(trunk, tmp_path):
+    "Five seeds, two stacks, against each alone; one is killed on the way and goes on; one is locked by somebody else."
+    folder, _ = trunk
+    experiment = of_head(folder, epochs=3)
+    at_once = run_seeds(experiment, [0, 1, 2, 3, 4], tmp_path / "all", echo=silent)
+    alone = run(experiment, 2, tmp_path / "one", echo=silent)
+    files = ("history.csv", "predictions.parquet", "model.safetensors")
+    read = lambda root, seed: {name: (root / alone["id"] / f"seed{seed}" / name).read_bytes() for name in files[1:]}
+    assert read(tmp_path / "all", 2) == read(tmp_path / "one", 2) and alone["metrics"] == at_once[2]["metrics"]
+    calls = []
+
+    def stop(history: list) -> None:
+        calls.append(len(history))
+        if len(calls) == 6:   # two of four seeds have their second epoch
+            raise Interrupted("enough")
+
+    with pytest.raises(Interrupted):
+        run_seeds(experiment, [0, 1, 2, 3], tmp_path / "killed", echo=stop)
+    states = [read_json(tmp_path / "killed" / alone["id"] / f"seed{seed}" / "status.json") for seed in range(4)]
+    assert [state["state"] for state in states] == ["interrupted"] * 4 and [state["epoch"] for state in states] == [2, 2, 1, 1]
+    with run_lock(tmp_path / "killed" / alone["id"] / "seed3"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thesis_ltc.checkpoint.filelock.FileLock", lambda path, timeout=0, **rest: FileLock(path, timeout=0, is_singleton=False, **{k: v for k, v in rest.items() if k != "is_singleton"}))
+        found = run_seeds(experiment, [0, 1, 2, 3], tmp_path / "killed", echo=silent)
+    assert isinstance(found[3], RunIsBusy) and all(read(tmp_path / "killed", seed) == read(tmp_path / "all", seed) for seed in (0, 1, 2))
+    assert run_seeds(experiment, [3], tmp_path / "killed", echo=silent)[3]["metrics"] == at_once[3]["metrics"]
+    assert all(is_finished(tmp_path / "killed" / alone["id"] / f"seed{seed}") for seed in range(4))
+
+
+def test_a_broken_checkpoint_stops_its_seed_alone(trunk, tmp_path):
+    folder, _ = trunk
+    experiment = of_head(folder)
+    place = tmp_path / experiment_id(experiment, load_images(experiment).digest)
+    (place / "seed1").mkdir(parents=True)
+    (place / "seed1" / "checkpoint.safetensors").write_bytes(b"no checkpoint")
+    found = run_seeds(experiment, [0, 1], tmp_path, echo=silent)
+    assert isinstance(found[1], CheckpointError) and "delete it" in str(found[1]) and found[0]["epochs"] == 2
+    assert read_status(place / "seed1")["state"] == "failed" and read_status(place / "seed0")["state"] == "done"
 
 
 def test_identity_follows_the_weights_and_not_the_place(trunk, tmp_path):

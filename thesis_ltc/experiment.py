@@ -459,7 +459,7 @@ def finish(
     seconds = sum(row["train_seconds"] for row in history)
     write_json(folder / "record.json", {
         "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment), "seed": recipe.seed,
-        "trunk": {name: inputs.about[name] for name in ("trunk", "run", "seed", "hash")} if isinstance(inputs, Features) else None,
+        "trunk": {"trunk": inputs.trunk.hash, "run": inputs.trunk.record["id"], "seed": inputs.trunk.record["seed"], "hash": inputs.about["hash"]} if isinstance(inputs, Features) else None,
         "data": describe_data(limited, data_hash), "epochs": len(history), "stopped": is_over(losses, recipe),
         "metrics": {when: score_epoch(outputs[when], limited, recipe.objective, epoch)
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},

@@ -27,7 +27,7 @@ from .heads import Head
 from .imageset import ImageSet
 from .record import code_hash
 from .streams import generator
-from .training import FORMATS, Images, Recipe, autocast
+from .training import FORMATS, Images, Recipe, autocast, identity
 
 # %% ../nbs/63_features.ipynb #trunk
 class TrunkError(ValueError):
@@ -59,9 +59,12 @@ class Trunk:
 
 def find_trunk(name: str) -> Path:
     "The directory that a trunk's name leads to; raises TrunkError if it holds no finished run."
-    places = [Path(name).expanduser(), repository() / "runs" / name]
+    is_run = lambda place: (place / "record.json").exists() and (place / "model.safetensors").exists()
+    places = [Path(name).expanduser()]
+    if not places[0].is_absolute() and not is_run(places[0]):   # elsewhere than in a checkout, a path is enough
+        places.append(repository() / "runs" / name)
     for place in places:
-        if (place / "record.json").exists() and (place / "model.safetensors").exists():
+        if is_run(place):
             return place
     raise TrunkError(f"trunk is {name!r}, but there is no finished run in {' or '.join(map(str, places))}: a directory with record.json and model.safetensors, such as runs/<id>/seed0; train it first")
 
@@ -89,7 +92,8 @@ def check_trunk(trunk: Trunk, width: float, data: ImageSet, data_hash: str) -> N
 class Features(Images):
     "Maps of a frozen trunk in place of images, whole or pooled."
 
-    def __init__(self, folder: Path, data: ImageSet, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, data: ImageSet, recipe: Recipe, trunk: Trunk) -> None:
+        self.trunk = trunk
         self.about, self.data, self.recipe = read_json(folder / "features.json"), data, recipe
         arrays = [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")).view(getattr(torch, self.about["dtype"])) for name in ("plain", "passes")]
         fits = recipe.device == "cuda" and sum(array.nbytes for array in arrays) < torch.cuda.mem_get_info()[0] / 4
@@ -120,19 +124,21 @@ def features_of(
     decided = {
         "trunk": trunk.hash, "images": data.digest, "rows": len(data), "image_size": recipe.image_size, "passes": passes,
         "precision": recipe.precision, "memory_format": recipe.memory_format, "device": recipe.device, "threads": recipe.threads, "code": code_hash(False),
+        **{name: value for name, value in identity(recipe).items() if name in ("device name", "torch")},
     }
-    maps = Features(kept(directory, decided, lambda part: compute(part, trunk, data, recipe, passes, check)), data, recipe)
+    maps = Features(kept(directory, decided, lambda part: compute(part, trunk, data, recipe, passes, check)), data, recipe, trunk)
     if head is None:
         return maps
     decided |= {"pooling": str(head.sentence.shrink[0])}
-    return Features(kept(directory, decided, lambda part: pool(part, maps, head, check)), data, recipe)
+    return Features(kept(directory, decided, lambda part: pool(part, maps, head, check)), data, recipe, trunk)
 
 
 def kept(directory: str | Path, decided: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Path:
     "The folder of what these values decide: it is there, or is made now, whole or not at all."
     folder = Path(directory) / hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
     with run_lock(folder, patience=24 * 3600.0):   # whoever computes them may take long
-        if not (folder / "features.json").exists():
+        if not all((folder / name).exists() for name in ("features.json", "plain.npy", "passes.npy")):
+            shutil.rmtree(folder, ignore_errors=True)
             part = folder.with_name(folder.name + ".part")
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -156,7 +162,7 @@ def compute(folder: Path, trunk: Trunk, data: ImageSet, recipe: Recipe, passes: 
         with autocast(recipe):
             return backbone(batch).contiguous().cpu()
 
-    return write_maps(folder, len(data), passes, len(train), seen) | {"run": trunk.record["id"], "seed": trunk.record["seed"]}
+    return write_maps(folder, len(data), passes, len(train), seen)
 
 
 @torch.no_grad()
@@ -167,7 +173,7 @@ def pool(folder: Path, maps: Features, head: Head, check: Callable[[], None]) ->
         source = maps.plain if which is None else maps.passes[which]
         return head.shrink.pool(source[torch.from_numpy(rows).to(source.device)].cpu().float()).contiguous()
 
-    return write_maps(folder, len(maps.plain), *maps.passes.shape[:2], seen) | {name: maps.about[name] for name in ("run", "seed")}
+    return write_maps(folder, len(maps.plain), *maps.passes.shape[:2], seen)
 
 
 def write_maps(

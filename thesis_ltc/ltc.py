@@ -10,6 +10,7 @@ __all__ = ['EPSILON', 'NCPS_NAMES', 'Synapses', 'uniform', 'SynapseParameters', 
 # %% ../nbs/38_ltc.ipynb #780fa552
 import copy
 import math
+import operator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .ltc_operator import BACKENDS, read_sequence, way
+from .ltc_operator import BACKENDS, NUMBERS, mapped, read_sequence, way
 from .wiring import Wiring, from_ncps
 
 # %% ../nbs/38_ltc.ipynb #synapses
@@ -100,7 +101,8 @@ class LTC(nn.Module):
 
     Shape: sequence (batch, steps, sensory) -> motor potentials (batch, steps, motor), last state (batch, neurons).
         Motor potentials have passed the output map; the state is raw.
-    Time: a step lasts `elapsed`, in the unit of C/g: a number, (steps,), or (batch, steps); positive and finite.
+    Time: a step lasts `elapsed`, in the unit of C/g: a number, (steps,), or (batch, steps); positive and finite,
+        which is not looked at under torch.compile and torch.vmap.
     Precision: that of the parameters, whatever autocast asks for.
     Raises: ValueError if sequence, state or elapsed do not fit the wiring, or elapsed isn't positive and finite.
     Source: Lechner et al. 2020, doi:10.1038/s42256-020-00237-3; solver and start ranges of ncps.torch.LTC 1.0.1.
@@ -145,12 +147,16 @@ class LTC(nn.Module):
 
     def numbers(self) -> list[Tensor]:
         "All that is trained, in the order of `ltc_operator.NUMBERS`."
-        sensory, recurrent, own = self.sensory._parameters, self.recurrent._parameters, self._parameters
-        return [*sensory.values(), *recurrent.values(), *own.values()]
+        try:
+            (*others, own), each = (self.sensory._parameters, self.recurrent._parameters, self._parameters), ("weight", "slope", "midpoint", "reversal")
+            return [*(numbers[name] for numbers in others for name in each), *(own[name] for name in NUMBERS[8:])]
+        except KeyError:   # a parameter that is computed from others, as torch.nn.utils.parametrize makes them
+            return list(operator.attrgetter(*NUMBERS)(self))
 
     def neighbours(self) -> list[Tensor]:
         "Who speaks to whom, in the order of `ltc_operator.WIRING`."
-        return [*self.sensory._buffers.values(), *self.recurrent._buffers.values()]
+        sensory, recurrent = self.sensory._buffers, self.recurrent._buffers
+        return [sensory["source"], sensory["target"], recurrent["source"], recurrent["target"]]
 
     def arguments(self, sequence: Tensor, elapsed: float | Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         "The sequence, the duration of an unfold (steps, 1 or batch), and the state (batch, neurons): checked, in the precision of the parameters."
@@ -203,7 +209,7 @@ def check_sequence(sequence: Tensor, wiring: Wiring) -> Tensor:
 
 def check_state(sequence: Tensor, state: Tensor | None, wiring: Wiring) -> Tensor:
     "Potentials (batch, neurons) to start from: zero unless they are given."
-    expected = (len(sequence), wiring.neurons)
+    expected = (sequence.shape[0], wiring.neurons)
     if state is None:
         return sequence.new_zeros(expected)
     if state.shape != expected:
@@ -228,7 +234,7 @@ def step_durations(
             f"elapsed is {tuple(elapsed.shape)}, but must be a number, (steps,) = ({steps},), "
             f"or (batch, steps) = {(batch, steps)}"
         )
-    if not torch.compiler.is_compiling() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
+    if not torch.compiler.is_compiling() and not mapped() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
         low, high = elapsed.min().item(), elapsed.max().item()
         raise ValueError(f"elapsed must be positive and finite, but holds {low} to {high}")
     lines = elapsed if elapsed.ndim == 2 else elapsed.reshape(1, -1)  # (1 or batch, 1 or steps)
@@ -280,7 +286,7 @@ def circuit_of_ncps(rnn: ncps.torch.LTC, backend: str) -> LTC:
             raise ValueError(f"LTC can't take over this ncps network: it has {reason}")
     own = copy.copy(cell._wiring)   # which may have grown since: the cell's masks say what its synapses are
     for matrix, mask in (("adjacency_matrix", cell.sparsity_mask), ("sensory_adjacency_matrix", cell.sensory_sparsity_mask)):
-        setattr(own, matrix, getattr(own, matrix) * mask.detach().cpu().numpy().astype(int))
+        setattr(own, matrix, getattr(own, matrix) * mask.detach().bool().cpu().numpy())
     circuit = LTC(from_ncps(own), cell._ode_unfolds, backend).to(cell.vleak)
     copy_weights(circuit, cell, into_cell=False)
     return circuit

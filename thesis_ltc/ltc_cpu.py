@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WIDTH', 'FLAGS', 'OPERATIONS', 'LOG2_E', 'SINGLE', 'ROUND', 'LIMIT', 'UNIT', 'COEFFICIENTS', 'COMPILED', 'BLOCKS',
            'WORTH', 'Lanes', 'LanesModel', 'constant', 'repeated', 'define', 'pointer', 'load', 'store', 'fill', 'turn',
-           'total', 'clipped', 'scaled', 'one_by_one', 'exp2', 'compiled_exp2', 'Acting', 'softplus', 'logistic',
-           'starts', 'side_by_side', 'acting', 'turned', 'spread_durations', 'run_block', 'forward_units',
+           'total', 'clipped', 'scaled', 'one_by_one', 'exp2', 'compiled_exp2', 'kept_on_disk', 'Acting', 'softplus',
+           'logistic', 'starts', 'side_by_side', 'acting', 'turned', 'spread_durations', 'run_block', 'forward_units',
            'reverse_membranes', 'reverse_synapses', 'reverse_blocks', 'reverse_sensory', 'add_up', 'backward_units',
            'gathered', 'forget_threads', 'divided', 'gates_of', 'forward', 'backward']
 
@@ -14,6 +14,7 @@ __all__ = ['WIDTH', 'FLAGS', 'OPERATIONS', 'LOG2_E', 'SINGLE', 'ROUND', 'LIMIT',
 import math
 import operator
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -217,7 +218,17 @@ def compiled_exp2(lanes: Any) -> Any:
     return polynomial
 
 
-COMPILED = dict(error_model="numpy", fastmath=set(FLAGS), nogil=True, boundscheck=False, cache=True)
+def kept_on_disk() -> bool:
+    "Whether Numba finds a folder that it can keep compiled code in; where none can be written, a warning says what that costs."
+    try:
+        njit(cache=True)(lambda: None)
+        return True
+    except RuntimeError:
+        warnings.warn("Numba finds no folder to keep compiled circuits in, so each process compiles them anew, about 10 seconds; set NUMBA_CACHE_DIR to a folder that can be written", stacklevel=2)
+        return False
+
+
+COMPILED = dict(error_model="numpy", fastmath=set(FLAGS), nogil=True, boundscheck=False, cache=kept_on_disk())
 
 # %% ../nbs/39_ltc_cpu.ipynb #softplus
 BLOCKS = 2   # of WIDTH samples, in a unit of work
@@ -665,10 +676,11 @@ def forward(
     "Circuits of one wiring read sequences."
     (circuits, batch, steps, features), neurons, kind = sequence.shape, state.shape[2], sequence.dtype
     blocks, motors = -(-batch // WIDTH), motors_of(numbers, wiring, neurons, features)
-    kept = np.empty((circuits if keep else 0, blocks, 1 + 2 * steps * unfolds, neurons, WIDTH), kind)
+    lines = (circuits if keep else 0, blocks, 1 + 2 * steps * unfolds, neurons, WIDTH)
+    kept = np.empty(lines, kind)
     motor, ended = np.empty((circuits, batch, steps, motors), kind), np.empty(state.shape, kind)
     divided(forward_units, circuits * -(-blocks // BLOCKS), gates_of(sequence, wiring, unfolds), sequence, durations, state, numbers, *wiring, unfolds, kept, motor, ended)
-    return motor, ended, kept
+    return motor, ended, kept.reshape(lines[0], math.prod(lines[1:]))
 
 
 def backward(
@@ -677,7 +689,8 @@ def backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:   # gradients of sequence, durations, state, numbers
     "The gradients of everything that `forward` was given."
     (circuits, batch, steps, _), kind = sequence.shape, sequence.dtype
-    units = -(-kept.shape[1] // BLOCKS)
+    blocks = -(-batch // WIDTH)
+    units, kept = -(-blocks // BLOCKS), kept.reshape(circuits, blocks, -1, state.shape[2], WIDTH)
     of_sequence, of_state, of_pace = np.empty(sequence.shape, kind), np.empty(state.shape, kind), np.empty((circuits, batch, steps), kind)
     sums, of_numbers, of_durations = np.empty((circuits, units, numbers.shape[1])), np.empty(numbers.shape, kind), np.empty(durations.shape, kind)
     divided(backward_units, circuits * units, 3 * gates_of(sequence, wiring, unfolds), sequence, durations, state, numbers, *wiring, unfolds,
