@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from thesis_ltc.checkpoint import CheckpointError, RunIsBusy, load_tensors, read_status, run_lock
 from thesis_ltc.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
@@ -72,7 +71,7 @@ def test_the_same_maps_for_every_seed_and_head_and_none_left_half(trunk, tmp_pat
         features_of(read_trunk(str(folder)), data, recipe_of(of_head(folder), 0), 3, tmp_path / "half", stop)
     assert not list((tmp_path / "half").glob("*/features.json"))
     whole = features_of(read_trunk(str(folder)), data, recipe_of(of_head(folder), 0), 3, tmp_path / "half")
-    assert whole.passes.shape[:2] == (3, 60) and np.isfinite(whole.passes).all() and not list((tmp_path / "half").glob("*.part"))
+    assert whole.passes.shape[:2] == (3, 60) and whole.passes.isfinite().all() and not list((tmp_path / "half").glob("*.part"))
 
 
 def test_two_processes_compute_once(trunk, tmp_path):
@@ -153,7 +152,7 @@ def test_seeds_share_steps_and_do_not_notice(trunk, tmp_path):
     states = [read_json(tmp_path / "killed" / alone["id"] / f"seed{seed}" / "status.json") for seed in range(4)]
     assert [state["state"] for state in states] == ["interrupted"] * 4 and [state["epoch"] for state in states] == [2, 2, 1, 1]
     with run_lock(tmp_path / "killed" / alone["id"] / "seed3"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thesis_ltc.checkpoint.filelock.FileLock", lambda path, timeout=0, **rest: FileLock(path, timeout=0, is_singleton=False, **{k: v for k, v in rest.items() if k != "is_singleton"}))
+        patch.setattr("thesis_ltc.experiment.run_lock", lambda place, patience: run_lock(place, 0.1))
         found = run_seeds(experiment, [0, 1, 2, 3], tmp_path / "killed", echo=silent)
     assert isinstance(found[3], RunIsBusy) and all(read(tmp_path / "killed", seed) == read(tmp_path / "all", seed) for seed in (0, 1, 2))
     assert run_seeds(experiment, [3], tmp_path / "killed", echo=silent)[3]["metrics"] == at_once[3]["metrics"]

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from random_circuits import off, results, wirings
