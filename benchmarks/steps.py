@@ -1,16 +1,19 @@
-"""Where the time of a training step goes: images, convolution, circuit, the rest; end to end and on a frozen trunk.
+"""Where the time of a training step goes: images, convolution, circuit, the rest; end to end, and on a frozen trunk alone and with other seeds.
 
     python benchmarks/steps.py [--device cpu] [--rounds 7]
 
-For every head of the report, at 136 pixels: the parts of a step of 64 images. Then a step at 224 pixels and full width in
-bfloat16 and channels_last beside PyTorch's default, and beside a matrix product of the same precision. Medians go to
-results/benchmarks/steps.json (on a GPU: steps-gpu.json), which the book shows.
+For every head of the report, at 136 pixels: the parts of a step of 64 images. Then the same step through torch.compile, and a
+step at 224 pixels and full width in bfloat16 and channels_last beside PyTorch's default, and beside a matrix product of the
+same precision. Medians go to results/benchmarks/steps.json (on a GPU: steps-gpu.json), and the book shows them.
 """
 import argparse
 import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,13 +25,14 @@ from thesis_ltc.heads import circuits, classifier, macs
 from thesis_ltc.ltc import LTC
 from thesis_ltc.objective import OBJECTIVES
 from thesis_ltc.streams import generator
-from thesis_ltc.training import resolve_precision
+from thesis_ltc.together import SEATS, Together, learner_of
+from thesis_ltc.training import Recipe, Training, resolve_precision
 
 REPORT = ("fc", "fc3", "ncp-y", "ncp-z", "ncp-patch", "ncp-y-double", "ncp-y-half")
 
 
 def milliseconds(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    "Medians of calls that are made in turns."
+    "Medians of calls that are made in turns; `spread` is the widest distance between quartiles, as a share of its median."
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
@@ -39,7 +43,8 @@ def milliseconds(calls: dict[str, Callable[[], object]], rounds: int, device: st
             wait()
             if turn:   # the first warms up
                 times[name].append(1e3 * (time.perf_counter() - began))
-    return {name: round(float(np.median(values)), 3) for name, values in times.items()}
+    low, middle, high = np.quantile(list(times.values()), (0.25, 0.5, 0.75), axis=1)
+    return dict(zip(times, middle.round(3).tolist())) | {"spread": round(float(((high - low) / middle).max()), 3)}
 
 
 class Slow(nn.Module):
@@ -85,21 +90,39 @@ def parts_of(head: str, width: float, rounds: int, device: str) -> dict:
     labels = torch.randint(0, 2, (64,), device=device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         maps = model.backbone(images)
+        pooled = model.head.shrink.pool(maps.float()).contiguous()
+    recipe = Recipe("bce-dice", 64, 1e-4, 1, 1, 136, 0, device, precision, torch.get_num_threads())
+    kind, seats = learner_of(model.head, device)
+    seats = SEATS[device] if kind is Together else 4
+    together = kind([Training(make().head.without_pooling(), replace(recipe, seed=seed), Path()) for seed in range(seats)])
+    together.start(1e-4)
     backbone = nn.Sequential(make().backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(model.backbone.features, 2).to(device))
     augmentation, turn = Augmentation(136), iter(range(10**6))
     calls = {
         "augmentation": lambda: augmentation(stored, generator(0, "augment", next(turn), 0)),
         "backbone alone": trained(backbone, images, labels, precision, device),
         "end to end": trained(model, images, labels, precision, device),
-        "frozen": trained(make().head, maps, labels, precision, device),
+        "frozen": trained(make().head.without_pooling(), pooled, labels, precision, device),
+        f"frozen, {seats} seeds": lambda: together.step([pooled] * seats, labels.expand(seats, -1), list(range(seats))),
     }
     if circuits(model):
         circuit, read = circuits(make())[0], torch.rand(64, model.head.scan.sequence_shape(model.head.shrink.channels, model.head.shrink.side, model.head.shrink.side)[0], circuits(model)[0].wiring.sensory, device=device, requires_grad=True)
         calls |= {
             "circuit": lambda: circuit(read)[0].sum().backward(),
-            "end to end, ncps": trained(slow, images, labels, precision, device), "frozen, ncps": trained(with_ncps(make()).head, maps, labels, precision, device),
+            "end to end, ncps": trained(slow, images, labels, precision, device), "frozen, ncps": trained(with_ncps(make()).head.without_pooling(), pooled, labels, precision, device),
         }
-    return {"head": head, "width": width, "precision": precision, **milliseconds(calls, rounds, device)}
+    return {"head": head, "width": width, "precision": precision, "seeds": seats, "shared": kind is Together, **milliseconds(calls, rounds, device)}
+
+
+def compiled_step(head: str, width: float, rounds: int, device: str) -> dict:
+    "A step of a whole network through torch.compile: how long until it runs, and what it gains."
+    precision, labels = resolve_precision("auto", device), torch.randint(0, 2, (64,), device=device)
+    images = torch.rand(64, 1, 136, 136, device=device).to(memory_format=torch.channels_last)
+    make = lambda: classifier(head, 2, 136, width=width, seed=0).to(device, memory_format=torch.channels_last)
+    plain, compiled = trained(make(), images, labels, precision, device), trained(torch.compile(make()), images, labels, precision, device)
+    began = time.perf_counter()
+    compiled()
+    return {"head": head, "width": width, "seconds until it runs": round(time.perf_counter() - began, 1), **milliseconds({"plain": plain, "compiled": compiled}, rounds, device)}
 
 
 def precision_of_step(rounds: int, device: str) -> dict:
@@ -114,8 +137,9 @@ def precision_of_step(rounds: int, device: str) -> dict:
     calls |= {"matrix product, float32": lambda: one @ one, "matrix product, bfloat16": lambda: half @ half}
     found = milliseconds(calls, rounds, device)
     work = 3 * 2 * macs(classifier("fc", 2, 224)) * 16   # forward, and twice as much backward, but for the first layer's gradient of the image
+    spread = found.pop("spread")
     rate = lambda name, flops: round(flops / found[name] / 1e6, 1)
-    return {"milliseconds": found, "gflops_per_second": {name: rate(name, 2 * 2048**3 if "matrix" in name else work) for name in found}}
+    return {"milliseconds": found, "spread": spread, "gflops_per_second": {name: rate(name, 2 * 2048**3 if "matrix" in name else work) for name in found}}
 
 
 def main() -> None:
@@ -129,10 +153,12 @@ def main() -> None:
             rows.append(parts_of(head, width, given.rounds, given.device))
             print(rows[-1], flush=True)
     step = precision_of_step(given.rounds, given.device)
-    print(step)
+    print(step, flush=True)
+    compiled = [compiled_step(head, width, given.rounds, given.device) for head in ("fc", "ncp-z") for width in (0.25, 1.0)]
+    print(*compiled, sep="\n")
     path = repository() / "results" / "benchmarks" / ("steps.json" if given.device == "cpu" else "steps-gpu.json")
     name = torch.cuda.get_device_name() if given.device == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    write_json(path, {"rows": rows, "step": step, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "device": name, "python": platform.python_version(), "torch": str(torch.__version__)})
+    write_json(path, {"rows": rows, "step": step, "compiled": compiled, "rounds": given.rounds, "ncps": version("ncps"), "numba": version("numba") if given.device == "cpu" else None, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "device": name, "python": platform.python_version(), "torch": str(torch.__version__)})
     print(f"written: {path}")
 
 
