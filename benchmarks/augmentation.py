@@ -3,7 +3,7 @@
     python benchmarks/augmentation.py [--rounds 15] [--batch 64]
 
 All are measured in turn in one process, on a quiet machine; the medians and quartiles, with device and versions, go to
-results/benchmarks/augmentation.json, which the book shows.
+results/benchmarks/augmentation.json; the book shows them.
 """
 import argparse
 import os

@@ -5,7 +5,7 @@
 A step is forward and backward. All ways are measured in turn in one process, on a quiet machine: a turn is a burst of a few
 calls, of which the first, after the others have emptied the caches, is told apart as `cold`. Medians and quartiles, the
 bytes that are kept for the backward pass, and the machine's own limit go to results/benchmarks/circuits.json (on a GPU:
-circuits-gpu.json), which the book shows.
+circuits-gpu.json); the book shows them.
 """
 import argparse
 import os

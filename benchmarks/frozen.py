@@ -1,8 +1,8 @@
 """A study of one head on a frozen trunk, from images to records, and its training once more with circuits computed by ncps.
 
-    python benchmarks/frozen.py [--data covid-ct] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100] [--trunk DIR]
+    python benchmarks/frozen.py [--data NAME] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100] [--trunk DIR]
 
-Without a trunk, a whole network is trained for 12 epochs first, which isn't counted. All of the rest is: the trunk's maps, the
+The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk, a whole network is trained for 12 epochs first, which isn't counted. All of the rest is: the trunk's maps, the
 training of all seeds, tests and records. Seconds go to results/benchmarks/frozen.json, and the book shows them.
 """
 import argparse
@@ -25,7 +25,8 @@ from thesis_ltc.training import Training, fit_all, reproducible
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("data", "covid-ct"), ("head", "ncp-z"), ("image-size", 136), ("width", 1.0), ("seeds", 20), ("epochs", 100)):
+    there = Path(os.environ.get("THESIS_LTC_DATA", "")) / "covid-ct"
+    for name, value in (("data", "covid-ct" if there.is_dir() else "digits"), ("head", "ncp-z"), ("image-size", 136), ("width", 1.0), ("seeds", 20), ("epochs", 100)):
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--trunk", help="directory of a finished run")
     given = parser.parse_args()

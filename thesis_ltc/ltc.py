@@ -269,6 +269,7 @@ def copy_weights(circuit: LTC, cell: ncps.torch.LTCCell, into_cell: bool) -> Non
         with torch.no_grad():
             if into_cell:
                 his[place] = parameter
+                his.requires_grad_(parameter.requires_grad)
             else:
                 parameter.copy_(his[place]).requires_grad_(his.requires_grad)
 
