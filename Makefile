@@ -63,7 +63,7 @@ gpu:
 	@$(GPU_PYTHON) -m pytest -q tests/test_ltc_gpu.py
 	@$(GPU_PYTHON) benchmarks/circuits.py --device cuda
 	@$(GPU_PYTHON) benchmarks/steps.py --device cuda
-	@$(GPU_PYTHON) -m thesis_ltc.cli run data=digits head=ncp-z image_size=64 epochs=5 seeds=2 device=cuda runs=runs/gpu
+	@$(GPU_PYTHON) benchmarks/frozen.py --data digits --image-size 64 --epochs 20
 
 book: $(STAMP)
 	@thesis-ltc book

@@ -180,8 +180,8 @@ def scaled(typing: Any, lanes: Any, rounded: Any) -> Any:
     "Lanes near one, times two to the power of whole numbers, that stand in the last bits of `rounded`."
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         whole = ir.VectorType(ir.IntType(32), WIDTH)
-        bits, power = (builder.bitcast(value, whole) for value in arguments)
-        return builder.bitcast(builder.add(bits, builder.shl(power, constant(23, whole))), arguments[0].type)
+        power = builder.shl(builder.add(builder.bitcast(arguments[1], whole), constant(127, whole)), constant(23, whole))
+        return builder.fmul(arguments[0], builder.bitcast(power, arguments[0].type))   # a product, so that NaN stays what it is
     return lanes(lanes, rounded), code
 
 
