@@ -29,7 +29,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from .audit import gate
-from .checkpoint import RunIsBusy, Status, load_model, now, run_lock, save_tensors
+from .checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
 from .features import Features, check_trunk, features_of, read_trunk
 from .files import read_json, sweep, write_json
 from .heads import HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_normaliser
@@ -318,11 +318,11 @@ def run_block(
 ) -> dict[int, Exception]:      # of each seed that has no record now, what ended it
     "Hold the directories of seeds that nobody else holds, and train them."
     failures: dict[int, Exception] = {}
-    patience = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     with ExitStack() as held:
         for seed in seeds:
             try:
-                held.enter_context(run_lock(place / f"seed{seed}", max(0.0, patience - time.monotonic())))
+                held.enter_context(run_lock(place / f"seed{seed}", max(0.0, end - time.monotonic())))
             except RunIsBusy as error:
                 failures[seed] = error
         mine = [seed for seed in seeds if seed not in failures]

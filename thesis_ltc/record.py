@@ -115,11 +115,11 @@ def write_predictions(
     data: ImageSet,
     outputs: Mapping[str, Mapping[str, Tensor]],   # of the best and the last epoch, the logits of each split
 ) -> None:
-    "A table with a row an image: split, name, label, and the probability of each class at the best and at the last epoch."
+    "A table with a row an image: split, name, label, hash of its pixels, and the probability of each class at the best and at the last epoch."
     import pandas as pd
 
     rows = np.concatenate([data.rows(split) for split in SPLITS])
-    columns = {"split": data.split[rows], "name": data.names[rows], "label": data.labels[rows]}
+    columns = {"split": data.split[rows], "name": data.names[rows], "label": data.labels[rows], "picture": data.pictures(rows)}
     for when, logits in outputs.items():
         chance = probabilities(torch.cat([logits[split] for split in SPLITS])).numpy()
         columns |= {f"{when}_{k}": chance[:, k] for k in range(chance.shape[1])}
