@@ -66,6 +66,8 @@ def find_trunk(name: str) -> Path:
     for place in places:
         if is_run(place):
             return place
+        if seeds := [path for path in sorted(place.glob("seed*")) if is_run(path)]:
+            raise TrunkError(f"trunk is {name!r}, an experiment; name one of its runs, such as {name}/{seeds[0].name}")
     raise TrunkError(f"trunk is {name!r}, but there is no finished run in {' or '.join(map(str, places))}: a directory with record.json and model.safetensors, such as runs/<id>/seed0; train it first")
 
 

@@ -119,6 +119,8 @@ class LTC(nn.Module):
             raise ValueError(f"unfolds is {unfolds!r}, but must be a whole number, at least 1")
         if backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}, but must be one of {', '.join(BACKENDS)}")
+        if not isinstance(wiring, Wiring):
+            raise ValueError(f"wiring is {type(wiring).__name__}, but must be a Wiring; thesis_ltc.wiring.ncp makes one, and thesis_ltc.wiring.from_ncps makes one of a wiring of ncps")
         self.wiring, self.unfolds, self.backend = wiring, unfolds, backend
         self.sensory = SynapseParameters(
             wiring.sensory_source, wiring.sensory_target, wiring.sensory_polarity, wiring.neurons
@@ -144,6 +146,9 @@ class LTC(nn.Module):
             potentials = self.trajectory(sequence, elapsed, state)
             motor = torch.stack([x[: self.wiring.motor].T for x in potentials[self.unfolds :: self.unfolds]], 1)
             return motor * self.output_scale + self.output_shift, potentials[-1].T
+
+    def extra_repr(self) -> str:
+        return f"{self.wiring.sensory} sensory, {self.wiring.neurons} neurons, {self.wiring.motor} of them motor, {self.wiring.synapses} synapses, unfolds={self.unfolds}, backend={self.backend!r}"
 
     def numbers(self) -> list[Tensor]:
         "All that is trained, in the order of `ltc_operator.NUMBERS`."
@@ -232,7 +237,7 @@ def step_durations(
     if elapsed.shape not in ((), (steps,), (batch, steps)):
         raise ValueError(
             f"elapsed is {tuple(elapsed.shape)}, but must be a number, (steps,) = ({steps},), "
-            f"or (batch, steps) = {(batch, steps)}"
+            f"or (batch, steps) = {(batch, steps)}; a state is given as state=..."
         )
     if not torch.compiler.is_compiling() and not mapped() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
         low, high = elapsed.min().item(), elapsed.max().item()
@@ -276,6 +281,8 @@ def copy_weights(circuit: LTC, cell: ncps.torch.LTCCell, into_cell: bool) -> Non
 
 def circuit_of_ncps(rnn: ncps.torch.LTC, backend: str) -> LTC:
     "A circuit with the wiring, the unfolds and the weights of `rnn`."
+    if not isinstance(rnn, ncps.torch.LTC):
+        raise ValueError(f"got {type(rnn).__name__}, but only an ncps.torch.LTC can be taken over")
     cell = rnn.rnn_cell
     reasons = {
         "mixed memory (an LSTM before the circuit)": rnn.use_mixed,

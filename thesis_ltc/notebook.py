@@ -29,7 +29,7 @@ def seeds_of(given: Any) -> list[int]:
         return list(range(given))
     if isinstance(given, list) and given and all(type(seed) is int and seed >= 0 for seed in given) and len(set(given)) == len(given):
         return given
-    raise ExperimentError(f"seeds is {given!r}, but must be a whole number, 1 or more, or a list of different whole numbers: {PARAMETERS['seeds']}")
+    raise ExperimentError(f"seeds is {given!r}, but must be a whole number, 1 or more, or a list of different whole numbers, such as [1, 4]: {PARAMETERS['seeds']}")
 
 
 def split_values(
