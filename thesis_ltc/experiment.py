@@ -290,6 +290,8 @@ def run_seeds(
     missing = [seed for seed in seeds if not is_finished(place / f"seed{seed}")]
     if missing:
         filled = resolved(experiment)
+        if filled.trunk is not None:
+            check_trunk(read_trunk(filled.trunk), filled.width, data, data.digest)
         kind, size = (Learner, 1) if filled.trunk is None else learner_of(build_model(filled, len(data.classes), 0).head, filled.device)
         for _, block in itertools.groupby(sorted(missing), lambda seed: seed // size):
             block = list(block)
@@ -393,7 +395,7 @@ def train_seeds(
         status.folder.mkdir(parents=True, exist_ok=True)
         sweep(status.folder)
     try:
-        models, inputs = prepare(experiment, seeds, place, limited, data.digest, check)
+        models, inputs = prepare(experiment, seeds, place, limited, check)
         for seed, (model, network) in models.items():
             trainings.append(Training(network, recipe_of(experiment, seed), statuses[seed].folder, *reports(statuses[seed], echo)))
         fit_all(trainings, limited, check, inputs, kind, show if echo is None else lambda histories: None)
@@ -426,7 +428,7 @@ def reports(status: Status, echo: Callable[[list[dict]], None] | None) -> tuple[
 
 
 def prepare(
-    experiment: Experiment, seeds: list[int], place: Path, limited: ImageSet, data_hash: str, check: Callable[[], None],
+    experiment: Experiment, seeds: list[int], place: Path, limited: ImageSet, check: Callable[[], None],
 ) -> tuple[dict[int, tuple[Classifier, torch.nn.Module]], Images]:
     "For each seed its classifier and that part of it which is trained; and what this is given."
     recipe = recipe_of(experiment, seeds[0])
@@ -436,7 +438,6 @@ def prepare(
     if experiment.trunk is None:
         return {seed: (model, model) for seed, model in models.items()}, Images(limited, recipe)
     trunk = read_trunk(experiment.trunk)
-    check_trunk(trunk, experiment.width, limited, data_hash)
     for model in models.values():
         load_model(trunk.tensors, model.backbone)
     inputs = features_of(trunk, limited, recipe, experiment.passes, place.parent / "features", check, models[seeds[0]].head)
