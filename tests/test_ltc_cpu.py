@@ -45,6 +45,21 @@ def test_as_exact_as_single_precision_allows(wiring, batch, steps, unfolds, pace
     assert all(torch.equal(a, b) for one, other in zip((ours, our_gradients), again) for a, b in zip(one, other))
 
 
+@pytest.mark.parametrize("batch, steps, unfolds, duration", [(257, 64, 12, 0.01), (257, 64, 12, 10.0), (1, 64, 12, 0.01), (257, 1, 1, 10.0), (16, 64, 1, 1.0)])
+def test_as_exact_at_the_corners(batch, steps, unfolds, duration):
+    "The longest, largest and shortest of what is promised, which random sizes seldom reach; pulls of either sign."
+    torch.manual_seed(batch + steps)
+    wiring = ncp(5, 6, 4, 2, 2, 2, 3, 2)
+    fast, plain, exact = LTC(wiring, unfolds), LTC(wiring, unfolds, "reference"), LTC(wiring, unfolds, "reference").double()
+    for other in (plain, exact):
+        other.load_state_dict(fast.state_dict())
+    inputs = (torch.randn(batch, steps, 5), duration * (0.5 + torch.rand(batch, steps)), torch.randn(batch, wiring.neurons))
+    pulls = (torch.randn(batch, steps, 2), torch.randn(batch, wiring.neurons))
+    (right, right_gradients), (ours, our_gradients), (theirs, their_gradients) = (results(circuit, inputs, pulls) for circuit in (exact, fast, plain))
+    assert max(off(ours, right)) <= FORWARD
+    assert all(mine <= max(BACKWARD, 4 * his) for mine, his in zip(off(our_gradients, right_gradients), off(their_gradients, right_gradients)))
+
+
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(wiring=wirings(), batch=some.integers(1, 40), steps=some.integers(1, 8), unfolds=some.integers(1, 6), seed=some.integers(0, 999))
 def test_double_precision_is_the_reference(wiring, batch, steps, unfolds, seed):

@@ -333,11 +333,12 @@ def run_block(
     paces: np.ndarray,        # (steps, WIDTH)
     x: np.ndarray,            # (1 + steps * unfolds, neurons, WIDTH); the first is the state, the rest is filled
     inverse: np.ndarray,      # (steps * unfolds, neurons, WIDTH) one over the denominator, is filled
-    arrived: np.ndarray,      # (neurons, 2, WIDTH): scratch
+    arrived: np.ndarray,      # (neurons, 3, WIDTH): scratch
     unfolds: int,
 ) -> None:
     "Sixteen samples through all steps."
     one, small = c.membrane.dtype.type(1), c.membrane.dtype.type(EPSILON)
+    arrived[:, 2] = 0   # what was lost so far when a small change was added to a potential
     for t in range(len(u)):
         for j in range(len(c.membrane)):
             shut, pull = fill(c.membrane[j, 1] + small), fill(c.membrane[j, 1] * c.membrane[j, 2])
@@ -354,7 +355,10 @@ def run_block(
                     gate = c.synapses[k, 0] / (one + exp2(c.synapses[k, 1] * (load(x, (m, c.source[k])) - c.synapses[k, 2])))
                     shut, pull = shut + gate, pull + gate * c.synapses[k, 3]
                 share = one / (shut + c.membrane[j, 0] * pace)
-                store(x, (m + 1, j), before + (pull - shut * before) * share)
+                change = (pull - shut * before) * share + load(arrived, (j, 2))
+                after = before + change
+                store(arrived, (j, 2), change - (after - before))
+                store(x, (m + 1, j), after)
                 store(inverse, (m, j), share)
 
 
@@ -376,7 +380,7 @@ def forward_units(
     neurons, motors, moments, kind = state.shape[2], motor.shape[3], steps * unfolds, sequence.dtype
     blocks = (batch + WIDTH - 1) // WIDTH
     units = (blocks + BLOCKS - 1) // BLOCKS
-    u, paces, arrived = np.empty((steps, features, WIDTH), kind), np.empty((steps, WIDTH), kind), np.empty((neurons, 2, WIDTH), kind)
+    u, paces, arrived = np.empty((steps, features, WIDTH), kind), np.empty((steps, WIDTH), kind), np.empty((neurons, 3, WIDTH), kind)
     own = np.empty((1 if kept.shape[0] == 0 else 0, 1 + 2 * moments, neurons, WIDTH), kind)
     ready, c = first // units, acting(numbers[first // units], sensory_source, sensory_target, source, target, neurons, features, motors)
     for unit in range(first, last):

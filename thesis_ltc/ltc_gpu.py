@@ -95,6 +95,7 @@ def read_kernel(
     for sample in range(first, batch, programs):
         place = circuit * batch + sample
         x = tl.load(state + place * neurons + j, real, 0.0)
+        lost = tl.zeros_like(x)   # when small changes were added to potentials
         mine = kept + place * (1 + 2 * steps * unfolds) * neurons
         if KEEP:
             tl.store(mine + j, x, real)
@@ -106,7 +107,10 @@ def read_kernel(
                 gate = weight * logistic(slope * (spread(x, i, ROWS, DEGREE) - midpoint))
                 shut, pull = from_outside + tl.sum(gate, 1), drive + tl.sum(gate * reversal, 1)
                 share = 1 / (shut + capacitance * pace)
-                x = x + (pull - shut * x) * share
+                change = (pull - shut * x) * share + lost
+                after = x + change
+                lost = change - (after - x)
+                x = after
                 if KEEP:
                     tl.store(mine + (m + 1) * neurons + j, x, real)
                     tl.store(mine + (steps * unfolds + 1 + m) * neurons + j, share, real)
