@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .crnet import CRNet
 from .ltc import LTC, without_autocast
-from .scan import SCANS
+from .scan import find_scan
 from thesis_ltc.sentence import (
     CIRCUITS, NORMALISERS, PROJECTIONS, READOUTS, STAGES, HeadError, Kind, Sentence, Word, parse,
 )
@@ -78,12 +78,11 @@ class Head(nn.Module):
         if classes < 2:
             raise HeadError(f"classes is {classes}, but must be 2 or more: there is a logit for each")
         pooling, mix = (*sentence.shrink, None)[:2]
-        patch = int(sentence.scan.argument or 0) or None
         self.sentence = sentence
         self.shrink = Shrink(
             pooling.name, int(pooling.argument), mix and int(mix.argument), inputs, image_size, allow_upsampling
         )
-        self.scan = replace(SCANS[sentence.scan.name], size=patch)
+        self.scan = find_scan(*sentence.scan)
         steps, features = self.scan.sequence_shape(self.shrink.channels, self.shrink.side, self.shrink.side)
         self.project = build(PROJECTIONS, sentence.project, features)
         features = getattr(self.project, "out_features", features)

@@ -103,7 +103,7 @@ class Kind(NamedTuple):
 
 SHRINKS = {name: Kind(NUMBER, pooling.meaning) for name, pooling in POOLINGS.items()}
 MIXES = {"mix": Kind(NUMBER, "a learned 1x1 convolution to so many channels, after the pooling")}
-SCANNERS = {name: Kind(NUMBER if scan.size else "", scan.meaning) for name, scan in SCANS.items()}
+SCANNERS = {name: Kind(scan.form, scan.meaning) for name, scan in SCANS.items()}
 PROJECTIONS = {"linear": Kind(NUMBER, "a linear layer from a step's features to so many", linear)}
 NORMALISERS = {
     "layer": Kind("", "normalises the features of each step", layer_norm),
