@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'MENDABLE', 'data', 'NAME', 'WORDS', 'TO', 'UsageError', 'parse_values', 'parse_value', 'plainly', 'LazyHelp',
-           'run', 'execute', 'study', 'load_named', 'pack_of', 'show', 'describe', 'audit', 'import_', 'build', 'pack',
-           'book', 'figures', 'publish']
+           'run', 'summary_of', 'execute', 'study', 'load_named', 'pack_of', 'show', 'describe', 'audit', 'import_',
+           'build', 'pack', 'book', 'figures', 'publish']
 
 # %% ../nbs/95_cli.ipynb #d386ef26
 import json
@@ -103,10 +103,21 @@ def run(
         from thesis_ltc.notebook import split_values, train
 
         experiment, seeds, runs = split_values(given)
-        for record in train(experiment, seeds, runs):
+        records = train(experiment, seeds, runs)
+        for record in records:
             best, folder = record["metrics"]["best"], runs / record["id"] / f"seed{record['seed']}"
             print(f"{folder}: test accuracy {best['test']['accuracy']:.3f}, F1 {best['test']['f1']:.3f} "
                   f"at epoch {best['epoch']}, the best of {record['epochs']}")
+        if len(records) > 1:
+            print(summary_of(records))
+
+
+def summary_of(records: list[dict[str, Any]]) -> str:
+    "Seeds of an experiment in a line."
+    scores = [record["metrics"]["best"]["test"]["accuracy"] for record in records]
+    late = all(record["stopped"] == "epochs" and record["metrics"]["best"]["epoch"] == record["epochs"] for record in records)
+    return (f"{len(records)} seeds: mean test accuracy {sum(scores) / len(scores):.3f}, from {min(scores):.3f} to {max(scores):.3f}"
+            + ("; the last epoch was the best of every seed, so more epochs or a larger learning_rate may do better" if late else ""))
 
 
 def execute(
