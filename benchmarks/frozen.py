@@ -2,8 +2,9 @@
 
     python benchmarks/frozen.py [--data NAME] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100] [--trunk DIR]
 
-The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk, a whole network is trained for 12 epochs first, which isn't counted. All of the rest is: the trunk's maps, the
-training of all seeds, tests and records. Seconds go to results/benchmarks/frozen.json, and the book shows them.
+The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk, a whole network is trained for 12 epochs
+first, which isn't counted. All of the rest is: the trunk's maps, the training of all seeds, tests and records. Seconds go to
+results/benchmarks/frozen.json (on a GPU: frozen-gpu.json), and the book shows them.
 """
 import argparse
 import os
@@ -37,13 +38,12 @@ def main() -> None:
         experiment = resolved(replace(whole, head=given.head, trunk=trunk, epochs=given.epochs, patience=given.epochs))
         began = time.perf_counter()
         with reproducible(experiment.threads):
-            features_of(read_trunk(trunk), data, recipe_of(experiment, 0), experiment.passes, Path(folder) / "features", head=build_model(experiment, len(data.classes), 0).head)
+            inputs = features_of(read_trunk(trunk), data, recipe_of(experiment, 0), experiment.passes, Path(folder) / "features", head=build_model(experiment, len(data.classes), 0).head)
         maps = time.perf_counter() - began
         found = run_seeds(experiment, list(range(given.seeds)), folder, data=data, echo=quiet)
         ours = time.perf_counter() - began
         print(f"maps {maps:.1f} s, all {ours:.1f} s", flush=True)
         with reproducible(experiment.threads):
-            inputs = features_of(read_trunk(trunk), data, recipe_of(experiment, 0), experiment.passes, Path(folder) / "features", head=build_model(experiment, len(data.classes), 0).head)
             began = time.perf_counter()
             for seed in range(given.seeds):
                 place = Path(folder) / "ncps" / str(seed)

@@ -25,7 +25,7 @@ from thesis_ltc.heads import circuits, classifier, macs
 from thesis_ltc.ltc import LTC
 from thesis_ltc.objective import OBJECTIVES
 from thesis_ltc.streams import generator
-from thesis_ltc.together import SEATS, Together, learner_of
+from thesis_ltc.together import Together, learner_of
 from thesis_ltc.training import Recipe, Training, resolve_precision
 
 REPORT = ("fc", "fc3", "ncp-y", "ncp-z", "ncp-patch", "ncp-y-double", "ncp-y-half")
@@ -93,7 +93,7 @@ def parts_of(head: str, width: float, rounds: int, device: str) -> dict:
         pooled = model.head.shrink.pool(maps.float()).contiguous()
     recipe = Recipe("bce-dice", 64, 1e-4, 1, 1, 136, 0, device, precision, torch.get_num_threads())
     kind, seats = learner_of(model.head, device)
-    seats = SEATS[device] if kind is Together else 4
+    seats = max(seats, 4)   # of a head whose seeds take turns, four all the same
     together = kind([Training(make().head.without_pooling(), replace(recipe, seed=seed), Path()) for seed in range(seats)])
     together.start(1e-4)
     backbone = nn.Sequential(make().backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(model.backbone.features, 2).to(device))

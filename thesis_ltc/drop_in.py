@@ -12,7 +12,7 @@ import ncps.torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .ltc import LTC, NCPS_NAMES
+from .ltc import LTC, NCPS_NAMES, place_of
 from .ltc_operator import BACKENDS
 
 # %% ../nbs/39_drop_in.ipynb #from-ncps
@@ -33,14 +33,14 @@ class DropIn(nn.Module):
         self.register_load_state_dict_pre_hook(read_ncps_names)
 
     def forward(self, input: Tensor, hx: Tensor | None = None, timespans: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        batched = input.ndim == 3
-        turn = lambda tensor: tensor if self.batch_first or not batched else tensor.transpose(0, 1)
-        sequence = turn(input) if batched else input[None] if input.ndim == 2 else input
-        batch, steps = sequence.shape[:2]
         if isinstance(hx, tuple):
             raise ValueError("hx is a pair, which only an ncps network of mixed memory takes; give the state (batch, units) alone")
         if input.ndim not in (2, 3) or timespans is not None and not isinstance(timespans, Tensor):
             raise ValueError(f"got input {tuple(input.shape)} and timespans {timespans if not isinstance(timespans, Tensor) else tuple(timespans.shape)}, but expected {'(batch, steps, features)' if self.batch_first else '(steps, batch, features)'} or (steps, features), and a tensor of durations")
+        batched = input.ndim == 3
+        turn = lambda tensor: tensor if self.batch_first or not batched else tensor.transpose(0, 1)
+        sequence = turn(input) if batched else input[None]
+        batch, steps = sequence.shape[:2]
         elapsed, state = 1.0, None if hx is None else (hx if batched else hx[None]).expand(batch, -1)
         if timespans is not None:
             spans = timespans.squeeze(-1) if timespans.ndim == input.ndim else timespans
@@ -78,11 +78,8 @@ def read_ncps_names(module: DropIn, state: dict[str, Tensor], prefix: str, *othe
     "Let a checkpoint of the `ncps` network be loaded: its numbers take the names that they have here, and what it masks is left out."
     theirs = {key: state.pop(key) for key in list(state) if key.startswith(f"{prefix}rnn_cell.")}
     for name, parameter in module.circuit.named_parameters() if theirs else ():
-        his = theirs.get(f"{prefix}rnn_cell.{NCPS_NAMES[name]}", parameter.detach())
-        if "." in name and his.ndim == 2:
-            synapses = getattr(module.circuit, name.split(".")[0])
-            his = his[synapses.source, synapses.target]
-        state[f"{prefix}circuit.{name}"] = his
+        his = theirs.get(f"{prefix}rnn_cell.{NCPS_NAMES[name]}")
+        state[f"{prefix}circuit.{name}"] = parameter.detach() if his is None else his[place_of(module.circuit, name)]
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def reason_to_leave(rnn: ncps.torch.LTC, model: nn.Module) -> str:
     "What the network has that a circuit in its place would not have; empty if there is nothing."
     parts, cell = set(rnn.modules()), rnn.rnn_cell
     tensors = set(rnn.parameters())
-    hooks = [value for part in (*parts, *tensors) for name, value in vars(part).items() if name.endswith("_hooks")]
+    hooks = [value for part in parts for name, value in vars(part).items() if name.endswith("_hooks")]
     hooks += [tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in tensors]
     others = [module for module in model.modules() if module not in parts]
     shared = any(child in parts - {rnn} for other in others for child in other._modules.values()) or any(tensor in tensors for other in others for tensor in other._parameters.values())

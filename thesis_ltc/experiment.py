@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_CIRCUIT', 'ExperimentError', 'value', 'Experiment', 'of_kind', 'refuse_unknown',
-           'check_ranges', 'resolved', 'recipe_of', 'as_recorded', 'experiment_id', 'load_images', 'given_images',
-           'build_model', 'line_of', 'progress', 'run', 'run_seeds', 'outcome', 'run_block', 'require_study',
-           'record_in', 'is_finished', 'clean', 'train_seeds', 'reports', 'prepare', 'finish']
+           'check_ranges', 'resolved', 'recipe_of', 'trunk_of', 'as_recorded', 'experiment_id', 'load_images',
+           'given_images', 'build_model', 'line_of', 'progress', 'run', 'run_seeds', 'outcome', 'run_block',
+           'require_study', 'record_in', 'is_finished', 'clean', 'train_seeds', 'reports', 'prepare', 'finish']
 
 # %% ../nbs/64_experiment.ipynb #9d689a4a
 import dataclasses
@@ -30,7 +30,7 @@ import torch
 
 from .audit import gate
 from .checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
-from .features import Features, check_trunk, features_of, read_trunk
+from .features import Trunk, check_trunk, features_of, read_trunk
 from .files import read_json, sweep, write_json
 from .heads import HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_normaliser
 from .imageset import SPLITS, ImageSet
@@ -184,17 +184,23 @@ def recipe_of(
     return Recipe(**{field.name: values[field.name] for field in fields(Recipe) if field.name in values})
 
 # %% ../nbs/64_experiment.ipynb #experiment-id
-def as_recorded(experiment: Experiment) -> dict[str, Any]:
+def trunk_of(experiment: Experiment) -> Trunk | None:
+    "The trunk that the experiment names, if it names one."
+    return None if experiment.trunk is None else read_trunk(experiment.trunk)
+
+
+def as_recorded(experiment: Experiment, trunk: Trunk | None) -> dict[str, Any]:
     "The resolved experiment as it stands in records: without the folder, and with the hash of the trunk's weights for its place."
-    return vars(resolved(experiment)) | {"folder": None, "trunk": experiment.trunk and read_trunk(experiment.trunk).hash}
+    return vars(resolved(experiment)) | {"folder": None, "trunk": trunk and trunk.hash}
 
 
 def experiment_id(
     experiment: Experiment,
     data_hash: str,   # `ImageSet.digest` of the whole set, before `limit`
+    trunk: Trunk | None = None,   # if it has been read already
 ) -> str:             # <data>_<head>_s<setting>_<hash>
     "Name of the experiment's folder; the same for the same values, images and kind of machine."
-    values, default = as_recorded(experiment), Experiment()
+    values, default = as_recorded(experiment, trunk or trunk_of(experiment)), Experiment()
     changed = {name: v for name, v in values.items() if v != getattr(default, name) and name not in ("data", "folder", "head")}
     content = json.dumps([changed, str(find_head(experiment.head)), data_hash], sort_keys=True)
     head = experiment.head if experiment.head in HEADS else re.sub(r"[^a-z0-9]+", "-", experiment.head.lower()).strip("-")[:48]
@@ -286,26 +292,27 @@ def run_seeds(
     data = load_images(experiment) if data is None else given_images(experiment, data)
     resolve_device(experiment.device)
     require_study()
-    place, failures = Path(directory) / experiment_id(experiment, data.digest), {}
+    trunk = trunk_of(experiment)
+    place, failures = Path(directory) / experiment_id(experiment, data.digest, trunk), {}
     missing = [seed for seed in seeds if not is_finished(place / f"seed{seed}")]
     if missing:
         filled = resolved(experiment)
-        if filled.trunk is not None:
-            check_trunk(read_trunk(filled.trunk), filled.width, data, data.digest)
-        kind, size = (Learner, 1) if filled.trunk is None else learner_of(build_model(filled, len(data.classes), 0).head, filled.device)
+        if trunk is not None:
+            check_trunk(trunk, filled.width, data, data.digest)
+        kind, size = (Learner, 1) if trunk is None else learner_of(build_model(filled, len(data.classes), 0).head, filled.device)
         for _, block in itertools.groupby(sorted(missing), lambda seed: seed // size):
             block = list(block)
             try:
-                failures |= run_block(filled, block, place, data, kind, echo)
+                failures |= run_block(filled, block, place, data, trunk, kind, echo)
             except (ArithmeticError, ValueError) as error:
                 failures |= {seed: error for seed in block if not is_finished(place / f"seed{seed}")}
-    return {seed: failures.get(seed) or outcome(place / f"seed{seed}", experiment, data.digest) for seed in seeds}
+    return {seed: failures.get(seed) or outcome(place / f"seed{seed}", as_recorded(experiment, trunk), data.digest) for seed in seeds}
 
 
-def outcome(folder: Path, experiment: Experiment, data_hash: str) -> dict[str, Any] | ExperimentError:
+def outcome(folder: Path, recorded: dict[str, Any], data_hash: str) -> dict[str, Any] | ExperimentError:
     "The record of a finished run, or why it isn't one."
     try:
-        return record_in(folder, experiment, data_hash)
+        return record_in(folder, recorded, data_hash)
     except ExperimentError as error:
         return error
 
@@ -315,6 +322,7 @@ def run_block(
     seeds: list[int],           # that may train together
     place: Path,                # of the experiment
     data: ImageSet,             # the whole set
+    trunk: Trunk | None,
     kind: type[Learner],
     echo: Callable[[list[dict]], None] | None,
 ) -> dict[int, Exception]:      # of each seed that has no record now, what ended it
@@ -333,7 +341,7 @@ def run_block(
             check = held.enter_context(interruptible())
             held.enter_context(reproducible(experiment.threads))
             show = held.enter_context(progress(f"seed {waiting[0]}" if len(waiting) == 1 else f"seeds {', '.join(map(str, waiting))}", experiment.epochs))
-            failures |= train_seeds(experiment, waiting, place, data, kind, check, echo, show)
+            failures |= train_seeds(experiment, waiting, place, data, trunk, kind, check, echo, show)
         for seed in mine:
             if seed not in failures:
                 clean(place / f"seed{seed}")
@@ -349,15 +357,15 @@ def require_study() -> None:
 
 def record_in(
     folder: Path,
-    experiment: Experiment,
+    recorded: dict[str, Any],   # the experiment, as `as_recorded` has it
     data_hash: str,
 ) -> dict[str, Any]:
     "The record of a finished run; raises ExperimentError if it is one of another experiment, or of another schema."
-    record, filled = read_json(folder / "record.json"), as_recorded(experiment)
+    record = read_json(folder / "record.json")
     if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in ("data", "experiment")):
         raise ExperimentError(f"{folder / 'record.json'} is no record; delete {folder} to run it again")
     found = {"schema": record.get("schema"), "images": record.get("data", {}).get("hash"), **record.get("experiment", {})}
-    wanted = {"schema": SCHEMA, "images": data_hash, **filled}
+    wanted = {"schema": SCHEMA, "images": data_hash, **recorded}
     wrong = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in wanted.items() if found.get(name, getattr(Experiment(), name, None)) != value]
     if wrong:
         raise ExperimentError(f"{folder / 'record.json'} is not the record of this run: {'; '.join(wrong[:3])}; delete {folder} to run it again")
@@ -381,6 +389,7 @@ def train_seeds(
     seeds: list[int],         # whose directories are held by this process
     place: Path,              # of the experiment
     data: ImageSet,           # the whole set
+    trunk: Trunk | None,
     kind: type[Learner],      # how steps are taken
     check: Callable[[], None],
     echo: Callable[[list[dict]], None] | None,
@@ -395,7 +404,7 @@ def train_seeds(
         status.folder.mkdir(parents=True, exist_ok=True)
         sweep(status.folder)
     try:
-        models, inputs = prepare(experiment, seeds, place, limited, check)
+        models, inputs = prepare(experiment, seeds, place, limited, trunk, check)
         for seed, (model, network) in models.items():
             trainings.append(Training(network, recipe_of(experiment, seed), statuses[seed].folder, *reports(statuses[seed], echo)))
         fit_all(trainings, limited, check, inputs, kind, show if echo is None else lambda histories: None)
@@ -428,16 +437,15 @@ def reports(status: Status, echo: Callable[[list[dict]], None] | None) -> tuple[
 
 
 def prepare(
-    experiment: Experiment, seeds: list[int], place: Path, limited: ImageSet, check: Callable[[], None],
+    experiment: Experiment, seeds: list[int], place: Path, limited: ImageSet, trunk: Trunk | None, check: Callable[[], None],
 ) -> tuple[dict[int, tuple[Classifier, torch.nn.Module]], Images]:
     "For each seed its classifier and that part of it which is trained; and what this is given."
     recipe = recipe_of(experiment, seeds[0])
     if recipe.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     models = {seed: build_model(experiment, len(limited.classes), seed).to(recipe.device) for seed in seeds}
-    if experiment.trunk is None:
+    if trunk is None:
         return {seed: (model, model) for seed, model in models.items()}, Images(limited, recipe)
-    trunk = read_trunk(experiment.trunk)
     for model in models.values():
         load_model(trunk.tensors, model.backbone)
     inputs = features_of(trunk, limited, recipe, experiment.passes, place.parent / "features", check, models[seeds[0]].head)
@@ -459,8 +467,8 @@ def finish(
     save_tensors(folder / "model.safetensors", model.state_dict(), {"epoch": best_epoch(losses)})
     seconds = sum(row["train_seconds"] for row in history)
     write_json(folder / "record.json", {
-        "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment), "seed": recipe.seed,
-        "trunk": {"trunk": inputs.trunk.hash, "run": inputs.trunk.record["id"], "seed": inputs.trunk.record["seed"], "hash": inputs.about["hash"]} if isinstance(inputs, Features) else None,
+        "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment, inputs.trunk), "seed": recipe.seed,
+        "trunk": inputs.trunk and {"trunk": inputs.trunk.hash, "run": inputs.trunk.record["id"], "seed": inputs.trunk.record["seed"], "hash": inputs.about["hash"]},
         "data": describe_data(limited, data_hash), "epochs": len(history), "stopped": is_over(losses, recipe),
         "metrics": {when: score_epoch(outputs[when], limited, recipe.objective, epoch)
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},

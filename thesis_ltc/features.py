@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Trunk:
     tensors: dict[str, Tensor]   # of the backbone
     record: dict[str, Any]       # of the run
 
-    @property
+    @cached_property
     def hash(self) -> str:
         "Of the weights: 16 hexadecimal digits."
         content = hashlib.sha256()
@@ -96,7 +97,7 @@ def check_trunk(trunk: Trunk, width: float, data: ImageSet, data_hash: str) -> N
         raise TrunkError(f"width is {width}, but the trunk {trunk.folder} has {its['width']}; give width={its['width']}")
     if data.accept_leakage:
         return
-    known = set(data.pictures(data.rows("test"))) & seen_by(trunk)
+    known = set(data.pictures[data.rows("test")]) & seen_by(trunk)
     if known:
         raise TrunkError(f"the trunk {trunk.folder} was trained on {said['name']}, split {said['split']}, and has seen {len(known)} of the pictures that are tested here. Take another trunk or another split, or give accept_leakage=True")
     if said["name"] == data.name and said["hash"] != data_hash:

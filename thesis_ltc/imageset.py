@@ -201,9 +201,10 @@ class ImageSet:
         "Whether it is known whose the images are; else each counts as its own patient, and a note says so."
         return not any(note.startswith(UNKNOWN) for note in self.notes)
 
-    def pictures(self, rows: np.ndarray) -> list[str]:
-        "A hash of each picture's pixels, 16 hexadecimal digits: equal pictures are known by it under any name."
-        return [hashlib.sha256(np.ascontiguousarray(self.images[row]).data).hexdigest()[:16] for row in rows]
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        "A hash of each picture's pixels (n,), 16 hexadecimal digits: equal pictures are known by it under any name."
+        return np.array([hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:16] for image in self.images])
 
     def shared_patients(self) -> list[str]:
         "Patients that stand in more than one split, sorted."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPSILON', 'NCPS_NAMES', 'Synapses', 'uniform', 'SynapseParameters', 'fused_step', 'LTC', 'check_sequence',
-           'check_state', 'step_durations', 'without_autocast', 'copy_weights', 'circuit_of_ncps', 'circuit_to_ncps',
-           'Recording', 'record']
+           'check_state', 'step_durations', 'without_autocast', 'place_of', 'copy_weights', 'circuit_of_ncps',
+           'circuit_to_ncps', 'Recording', 'record']
 
 # %% ../nbs/38_ltc.ipynb #780fa552
 import copy
@@ -13,6 +13,7 @@ import math
 import operator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import NamedTuple
 
 import ncps.torch
@@ -260,13 +261,18 @@ NCPS_NAMES = {
 }
 
 
+def place_of(circuit: LTC, name: str) -> tuple[Tensor, Tensor] | EllipsisType:
+    "Where the numbers of a parameter stand in the tensor of `ncps`: those of synapses in a matrix, all others as they are."
+    if "." not in name:
+        return ...
+    synapses = getattr(circuit, name.split(".")[0])
+    return synapses.source, synapses.target
+
+
 def copy_weights(circuit: LTC, cell: ncps.torch.LTCCell, into_cell: bool) -> None:
     "Copy every weight of a circuit into an `ncps` cell, or out of it; what the cell masks is left alone."
     for name, parameter in circuit.named_parameters():
-        place = ...
-        if "." in name:
-            synapses = getattr(circuit, name.split(".")[0])
-            place = (synapses.source, synapses.target)
+        place = place_of(circuit, name)
         his = getattr(cell, NCPS_NAMES[name], None)
         if his is None:   # a map without scale or shift: the start, one or zero, stays
             parameter.requires_grad_(False)

@@ -129,6 +129,8 @@ def pixels(data: ImageSet, rows: np.ndarray, recipe: Recipe) -> Tensor:
 class Images:
     "What networks are given of a set: images, augmented in training, and as they are in evaluation."
 
+    trunk: Any = None   # of maps that stand in for images, see `features`
+
     def __init__(self, data: ImageSet, recipe: Recipe) -> None:
         self.data, self.recipe, self.augmentation = data, recipe, Augmentation(recipe.image_size)
 
