@@ -106,7 +106,7 @@ def parts_of(head: str, width: float, rounds: int, device: str) -> dict:
         f"frozen, {seats} seeds": lambda: together.step([pooled] * seats, labels.expand(seats, -1), list(range(seats))),
     }
     if circuits(model):
-        circuit, read = circuits(make())[0], torch.rand(64, model.head.scan.sequence_shape(model.head.shrink.channels, model.head.shrink.side, model.head.shrink.side)[0], circuits(model)[0].wiring.sensory, device=device, requires_grad=True)
+        circuit, read = circuits(make())[0], torch.rand(64, model.head.scan[0].sequence_shape(*model.head.shrink.shape)[0], circuits(model)[0].wiring.sensory, device=device, requires_grad=True)
         calls |= {
             "circuit": lambda: circuit(read)[0].sum().backward(),
             "end to end, ncps": trained(slow, images, labels, precision, device), "frozen, ncps": trained(with_ncps(make()).head.without_pooling(), pooled, labels, precision, device),

@@ -29,8 +29,8 @@ def heads_table() -> str:
     for name, title in TITLES.items():
         model = classifier(name)
         shapes, counts = stage_shapes(model), parameter_counts(model)
-        steps, features = shapes["scan"]
-        rows.append(f"| `{name}` | {title} | {shapes['shrink']} | {steps} x {features:,} | {counts['live']:,} | {counts['head']:,} |")
+        (steps, features), = shapes["scan"]
+        rows.append(f"| `{name}` | {title} | {shapes['shrink'][0]} | {steps} x {features:,} | {counts['live']:,} | {counts['head']:,} |")
     return "\n".join([*rows, "", "At 224 px, one channel, two classes; parameters are those of synapses that exist. Backbone: CRNet.", ""])
 
 

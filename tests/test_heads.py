@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thesis_ltc.heads import HEADS, classifier, macs, parameter_counts, stage_shapes
+from thesis_ltc.heads import HEADS, circuits, classifier, count, macs, parameter_counts, stage_shapes
 from thesis_ltc.scan import image_regions
 from thesis_ltc.shrink import UpsamplingError
 
@@ -41,7 +41,7 @@ def test_the_reports_tensors_and_totals(head: str) -> None:
     tensor, live, circuit_dense, circuit_live = REPORT[head]
     model = classifier(head)
     counts, shapes = parameter_counts(model), stage_shapes(model)
-    assert (shapes["backbone"], shapes["shrink"]) == ((128, 27, 27), tensor)
+    assert (shapes["backbone"], shapes["shrink"]) == ([(128, 27, 27)], [tensor])
     assert counts["live"] == live == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (counts["circuit_dense"], counts["circuit_live"]) == (circuit_dense, circuit_live)
     assert counts["dense"] == live - circuit_live + circuit_dense
@@ -53,23 +53,26 @@ def test_the_reports_tensors_and_totals(head: str) -> None:
 def test_the_dense_count_is_what_ncps_trains(head: str) -> None:
     "The formula against ncps's own parameters, its masks left out."
     model = thin(head)
-    if hasattr(model.head.circuit, "ltc"):
-        theirs = model.head.circuit.ltc.to_ncps().parameters()
-        assert parameter_counts(model)["circuit_dense"] == sum(p.numel() for p in theirs if p.requires_grad)
+    trained = [circuit for circuit in circuits(model) if count(circuit)]
+    if trained:
+        theirs = [p for circuit in trained for p in circuit.to_ncps().parameters() if p.requires_grad]
+        assert parameter_counts(model)["circuit_dense"] == sum(p.numel() for p in theirs)
+    elif not any(kind in HEADS[head] for kind in ("lstm", "gru", "cfc")):
+        assert parameter_counts(model)["circuit_dense"] == parameter_counts(model)["circuit_live"] == 0
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_upsampling_is_refused_unless_asked_for(head: str) -> None:
     "16 rows can't come from the 13 of 112 px; the message says what was got, what was expected, and what to do."
     if "grid:16" not in HEADS[head]:
-        assert stage_shapes(thin(head, image_size=112))["readout"] == (2,)
+        assert stage_shapes(thin(head, image_size=112))["readout"] == [(2,)]
         return
     with pytest.raises(UpsamplingError) as caught:
         thin(head, image_size=112)
-    said = "grid:16 needs at least 16 rows; the map at 112 px has 13; use image_size >= 136 or allow_upsampling"
+    said = "grid:16 needs at least 16 rows and columns, but the map has 13; give a larger map or allow_upsampling; the map at 112 px has 13 rows: use image_size >= 136"
     assert str(caught.value) == said and isinstance(caught.value, ValueError)
     stretched = thin(head, image_size=112, allow_upsampling=True)
-    assert stage_shapes(stretched)["shrink"][1:] == (16, 16) == stage_shapes(thin(head))["shrink"][1:]
+    assert stage_shapes(stretched)["shrink"][0][1:] == (16, 16) == stage_shapes(thin(head))["shrink"][0][1:]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -103,9 +106,10 @@ def test_bfloat16_backbone_with_channels_last(head: str, device: str) -> None:
         maps = model.backbone(images)
         logits = model(images)
     assert maps.dtype == torch.bfloat16 and logits.dtype == torch.float32
-    torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    if "each" not in head:   # an order that follows the bits of the map changes with them
+        torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
     logits.square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
 def test_the_circuit_does_not_see_bfloat16() -> None:
@@ -113,7 +117,7 @@ def test_the_circuit_does_not_see_bfloat16() -> None:
     head, maps = thin("ncp-patch").head, torch.rand(2, 16, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         inside = head.trace(maps)
-    assert all(torch.equal(inside[stage], tensor) for stage, tensor in head.trace(maps).items())
+    assert all(torch.equal(one, other) for stage, tensors in head.trace(maps).items() for one, other in zip(inside[stage], tensors, strict=True))
 
 
 @pytest.mark.parametrize("head", REPORT)
@@ -133,7 +137,7 @@ def test_every_head_learns(head: str) -> None:
     assert (model.eval()(images).argmax(1) == labels).all()
 
 
-@pytest.mark.parametrize("head", ["fc3", "ncp-z", "ncp-y-double"])
+@pytest.mark.parametrize("head", ["fc3", "ncp-z", "ncp-y-double", "ncp-z-bi-shared", "ncp-all", "z-cfc", "z-lstm", "z-frozen", "z-attention"])
 def test_weights_survive_a_file(head: str, tmp_path) -> None:
     "A model of another seed that loads the weights is the same model; the wiring is made again, not saved."
     model, other, images = thin(head).eval(), thin(head, seed=1).eval(), torch.rand(2, 1, 136, 136)
@@ -163,12 +167,12 @@ def test_settings_reach_the_circuit() -> None:
 def test_steps_are_found_on_the_image() -> None:
     "A dark patch outside a step's region doesn't change that step."
     model, images = thin("ncp-patch").eval(), torch.rand(1, 1, 136, 136)
-    regions = image_regions(model.head.scan, model.head.shrink.bounds, 136)
-    before = model.head.trace(model.backbone(images))["scan"]
+    regions = image_regions(model.head.scan[0], model.head.shrink.bounds, 136)
+    before, = model.head.trace(model.backbone(images))["scan"]
     top, left, bottom, right = regions[5].tolist()
     outside = torch.zeros(1, 1, 136, 136)
     outside[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right]
-    after = model.head.trace(model.backbone(outside))["scan"]
+    after, = model.head.trace(model.backbone(outside))["scan"]
     torch.testing.assert_close(after[0, 5], before[0, 5])
     assert not torch.allclose(after[0, 0], before[0, 0])
 

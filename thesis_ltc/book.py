@@ -231,7 +231,7 @@ def as_appendix(
     return notebook
 
 # %% ../nbs/90_book.ipynb #has-pixels
-FREE = ("digits", "fashion-mnist")   # sets whose pictures may be shown, whatever becomes of a run
+FREE = ("digits", "row-order", "fashion-mnist")   # sets whose pictures may be shown, whatever becomes of a run
 PIXELS = re.compile(r"data:image/(?!svg)|<image\b")   # in HTML or SVG
 
 

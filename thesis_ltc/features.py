@@ -138,7 +138,7 @@ def features_of(
 ) -> Features:
     "The trunk's maps of a set: those that are there, or else computed now."
     decided = {
-        "trunk": trunk.hash, "images": data.digest, "rows": len(data), "image_size": recipe.image_size, "passes": passes,
+        "trunk": trunk.hash, "images": data.digest, "rows": len(data), "image_size": recipe.image_size, "augment": recipe.augment, "passes": passes,
         "precision": recipe.precision, "memory_format": recipe.memory_format, "device": recipe.device, "threads": recipe.threads, "code": code_hash(False),
         **{name: value for name, value in identity(recipe).items() if name in ("device name", "torch")},
     }

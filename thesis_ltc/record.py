@@ -59,7 +59,7 @@ def score_epoch(
 
 # %% ../nbs/63_record.ipynb #code-hash
 MODULES = (  # that decide a result: those that `experiment` imports, and itself; `ltc_cpu` and `ltc_gpu` when they are needed
-    "audit", "augment", "checkpoint", "crnet", "decode", "experiment", "fashion", "features", "files", "folders", "heads", "imageset", "ltc", "ltc_cpu", "ltc_gpu", "ltc_operator", "objective", "packs", "record", "scan",
+    "audit", "augment", "checkpoint", "circuit", "crnet", "decode", "experiment", "fashion", "features", "files", "folders", "heads", "imageset", "ltc", "ltc_cpu", "ltc_gpu", "ltc_operator", "memory", "objective", "packs", "readout", "record", "scan",
     "sentence", "shrink", "sources", "splits", "streams", "together", "training", "wiring",
 )
 OF_CIRCUITS = ("ltc", "ltc_cpu", "ltc_gpu", "ltc_operator", "wiring")  # those that decide nothing where there is no circuit

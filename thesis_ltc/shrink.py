@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .crnet import kaiming, map_side, receptive_field
+from .crnet import kaiming, receptive_field
 
 # %% ../nbs/32_shrink.ipynb #stride-bounds
 Bounds = list[tuple[int, int]]  # of each cell: the first row that it averages, and the first that it does not
@@ -42,17 +42,18 @@ def pooling_matrix(
 
 # %% ../nbs/32_shrink.ipynb #gridpool
 class GridPool(nn.Module):
-    """Adaptive average pooling of square maps of one known side.
+    """Adaptive average pooling of maps of one known shape.
 
-    Shape: (batch, channels, rows, rows) -> (batch, channels, cells, cells).
+    Shape: (batch, channels, rows, columns) -> (batch, channels, cells, cells).
     """
 
-    def __init__(self, rows: int, cells: int) -> None:
+    def __init__(self, rows: int, columns: int, cells: int) -> None:
         super().__init__()
-        self.register_buffer("matrix", pooling_matrix(grid_bounds(rows, cells), rows), persistent=False)
+        self.register_buffer("down", pooling_matrix(grid_bounds(rows, cells), rows), persistent=False)
+        self.register_buffer("across", pooling_matrix(grid_bounds(columns, cells), columns).T, persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.matrix @ maps @ self.matrix.T
+        return self.down @ maps @ self.across
 
 # %% ../nbs/32_shrink.ipynb #pooling
 @dataclass(frozen=True)
@@ -60,34 +61,37 @@ class Pooling:
     "A way of making a map smaller, named in a head's sentence as `name:size`."
 
     meaning: str
-    bounds: Callable[[int, int], Bounds]       # (rows of the map, size)
-    module: Callable[[int, int], nn.Module]    # (rows of the map, size)
+    bounds: Callable[[int, int], Bounds]            # (rows of the map, size)
+    module: Callable[[int, int, int], nn.Module]    # (rows, columns of the map, size)
 
 
 POOLINGS = {
-    "pool": Pooling("averages windows of size x size side by side", stride_bounds, lambda _, size: nn.AvgPool2d(size)),
+    "pool": Pooling("averages windows of size x size side by side", stride_bounds, lambda rows, columns, size: nn.AvgPool2d(size)),
     "grid": Pooling("averages into size x size cells", grid_bounds, GridPool),
 }
 
 # %% ../nbs/32_shrink.ipynb #upsamplingerror
 class UpsamplingError(ValueError):
-    "A head that would have to invent rows."
+    "A head that would have to invent rows; `needed` says how many there must be."
+
+    def __init__(self, said: str, needed: int) -> None:
+        super().__init__(said, needed)
+        self.needed = needed
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def pooled_bounds(
     pooling: str,                    # a name of `POOLINGS`
     size: int,
-    image_size: int,                 # in pixels
+    rows: int,                       # of the map, or columns
     allow_upsampling: bool = False,  # let `grid` make more cells than there are rows
-) -> Bounds:                         # of each cell, in rows of CRNet's map
+) -> Bounds:                         # of each cell, in rows of the map
     "Rows of the map that each cell averages."
-    rows = map_side(image_size)
     if rows < size and not (pooling == "grid" and allow_upsampling):
-        enough = next(pixels for pixels in range(16, 16 * size + 64, 8) if map_side(pixels) >= size)
-        remedy = f"use image_size >= {enough}" + " or allow_upsampling" * (pooling == "grid")
-        raise UpsamplingError(
-            f"{pooling}:{size} needs at least {size} rows; the map at {image_size} px has {rows}; {remedy}"
-        )
+        remedy = "give a larger map" + " or allow_upsampling" * (pooling == "grid")
+        raise UpsamplingError(f"{pooling}:{size} needs at least {size} rows and columns, but the map has {rows}; {remedy}", size)
     return POOLINGS[pooling].bounds(rows, size)
 
 # %% ../nbs/32_shrink.ipynb #shrink
@@ -106,10 +110,10 @@ class Mix(nn.Conv2d):
 
 
 class Shrink(nn.Module):
-    """Reduce CRNet's map to the head's last tensor.
+    """Reduce a map to the head's last tensor.
 
-    Shape: (batch, inputs, rows, rows) -> (batch, channels, side, side), where rows = map_side(image_size).
-    Raises: UpsamplingError if the map has fewer rows than the pooling needs; ValueError for a map of another side.
+    Shape: (batch, *given) -> (batch, *shape), each (channels, rows, columns).
+    Raises: UpsamplingError if the map has fewer rows or columns than the pooling needs; ValueError for a map of another shape.
     Source: the report, section 2.2.
     """
 
@@ -118,26 +122,25 @@ class Shrink(nn.Module):
         pooling: str,        # a name of `POOLINGS`
         size: int,
         mix: int | None,     # channels after the 1x1 convolution; None keeps them
-        inputs: int,         # channels of the map
-        image_size: int,     # in pixels
+        given: tuple[int, int, int],   # channels, rows and columns of the map
         allow_upsampling: bool = False,
     ) -> None:
         super().__init__()
-        self.bounds = pooled_bounds(pooling, size, image_size, allow_upsampling)
-        self.rows, self.side, self.channels = map_side(image_size), len(self.bounds), mix or inputs
-        self.pool = POOLINGS[pooling].module(self.rows, size)
+        inputs, *sides = given
+        self.bounds = tuple(pooled_bounds(pooling, size, side, allow_upsampling) for side in sides)   # of rows, and of columns
+        self.given, self.shape = tuple(given), (mix or inputs, *map(len, self.bounds))
+        self.pool = POOLINGS[pooling].module(*sides, size)
         self.mix = kaiming(Mix(inputs, mix)) if mix else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.shape[-2:] != (self.rows, self.rows):
-            got = " x ".join(map(str, maps.shape[-2:]))
-            raise ValueError(f"the map is {got}, but the head was made for {self.rows} x {self.rows}; fix image_size")
+        if maps.shape[1:] != self.given:
+            raise ValueError(f"the map is {tuple(maps.shape[1:])}, but the head was made for {self.given}, channels x rows x columns; give images of the size that it was made for")
         return self.mix(self.pool(maps))
 
     def without_pooling(self) -> "Shrink":
         "The same stage, its parameters shared, for maps that were pooled before."
         shrink = copy.copy(self)
-        shrink.rows, shrink._modules = self.side, self._modules | {"pool": nn.Identity()}
+        shrink.given, shrink._modules = (self.given[0], *self.shape[1:]), self._modules | {"pool": nn.Identity()}
         return shrink
 
 # %% ../nbs/32_shrink.ipynb #pixel-bounds

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RULES', 'PICTURES', 'CONFLICT', 'SAME', 'READERS', 'PLAIN', 'SOURCES', 'DataError', 'content', 'fingerprint',
-           'cached', 'whole', 'digits', 'read_digits', 'fashion_mnist', 'hold_out', 'read_fashion_mnist', 'listed',
-           'listed_pictures', 'patients_of', 'covid_ct', 'read_covid_ct', 'own_images', 'read_pictures', 'place_of',
-           'read', 'load', 'without_listed', 'check_split', 'division']
+           'cached', 'whole', 'digits', 'read_digits', 'row_order', 'read_row_order', 'fashion_mnist', 'hold_out',
+           'read_fashion_mnist', 'listed', 'listed_pictures', 'patients_of', 'covid_ct', 'read_covid_ct', 'own_images',
+           'read_pictures', 'place_of', 'read', 'load', 'without_listed', 'check_split', 'division']
 
 # %% ../nbs/16_sources.ipynb #30dfe45b
 import csv
@@ -32,7 +32,7 @@ from .folders import CHANGED, Folder, printable, understand
 from .imageset import SPLITS, DamagedError, ImageSet, LeakageError, spread, unknown_patients
 from .packs import WHOLE, read_pack
 from .splits import by_fold, by_patient
-from .streams import generator
+from .streams import generator, key
 
 # %% ../nbs/16_sources.ipynb #dataerror
 class DataError(ValueError):
@@ -105,6 +105,23 @@ def read_digits(name: str) -> ImageSet:
         names=names, split=whole(labels), split_name=WHOLE, classes=tuple(map(str, bunch.target_names)), licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
         publishable=True, kinds=np.full(len(labels), "8x8 L"),
         notes=("who wrote which digit isn't published: each counts as its own patient, and leakage by writer can't be checked",),
+    )
+
+
+def row_order(name: str, folder: Path | None) -> ImageSet:
+    "3,594 pictures made of the digits, 8 x 8 px, two classes: the rows of each digit in one order, and in another; made to test whether a head sees an order"
+    whole_digits = digits("digits", None)
+    return cached(name, [name, whole_digits.digest], lambda: read_row_order(name, whole_digits))
+
+
+def read_row_order(name: str, of: ImageSet) -> ImageSet:
+    orders = np.stack([np.random.default_rng(key(0, name, which)).permutation(of.images.shape[2]) for which in range(2)])
+    images, labels = np.concatenate([of.images[:, :, order] for order in orders]), np.repeat(np.arange(2), len(of))
+    return ImageSet(
+        name=name, images=images, labels=labels, patients=np.tile(of.names, 2), sources=np.tile(of.sources, 2),
+        names=np.array([f"{digit}-{'ab'[label]}" for label in range(2) for digit in of.names]), split=whole(labels), split_name=WHOLE,
+        classes=tuple(f"rows {' '.join(map(str, order))}" for order in orders), licence=of.licence, publishable=True, kinds=np.tile(of.kinds, 2),
+        notes=("both pictures of a digit count as of one patient: they hold the same rows, so only their order tells the classes apart",),
     )
 
 # %% ../nbs/16_sources.ipynb #fashion-mnist
@@ -238,7 +255,7 @@ def read_pictures(name: str, found: Folder, size: int = 256) -> ImageSet:
     )
 
 # %% ../nbs/16_sources.ipynb #place-of
-READERS = {"digits": digits, "fashion-mnist": fashion_mnist, "covid-ct": covid_ct, "folder": own_images}
+READERS = {"digits": digits, "row-order": row_order, "fashion-mnist": fashion_mnist, "covid-ct": covid_ct, "folder": own_images}
 PLAIN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # what a name may be
 SOURCES = {name: reader.__doc__ for name, reader in READERS.items()}
 
@@ -258,7 +275,7 @@ def read(name: str, folder: str | Path | None) -> ImageSet:
     "A set as it was published, in the split that was published with it, if any."
     if not re.fullmatch(PLAIN, name):
         raise DataError(f"{name!r} is no name of an image set; expected letters, digits, dots, dashes and underscores, at most 64")
-    if name in ("digits", "fashion-mnist"):
+    if name in ("digits", "row-order", "fashion-mnist"):
         if folder is not None:
             raise DataError(f"{name} needs no folder, but got {str(folder)!r}; leave it away, or give your own images another name")
         return READERS[name](name, None)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .heads import circuits
+from .circuit import ClosedForm
+from .ltc import LTC
 from .objective import FORMULAS, compared
-from .training import Learner, Training, autocast
+from .training import Learner, Training, autocast, groups, set_rate
 
 # %% ../nbs/63_together.ipynb #together
 SEATS = {"cpu": 4, "cuda": 32}   # of a stack, by device
@@ -56,7 +57,9 @@ class Together(Learner):
         self.parameters = {name: stacked([model.get_parameter(name) for model in models], self.lines, self.own) for name, _ in models[0].named_parameters()}
         persistent = [name for name in models[0].state_dict() if name not in self.parameters]
         self.buffers = {name: stacked([model.get_buffer(name) for model in models], self.lines, self.own) for name in persistent}
-        self.optimiser = torch.optim.Adam([parameter.requires_grad_(models[0].get_parameter(name).requires_grad) for name, parameter in self.parameters.items()])
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(models[0].get_parameter(name).requires_grad)
+        self.optimiser = torch.optim.Adam(groups(self.parameters.items(), self.recipe))
         self.stack_moments()
 
     def stack_moments(self) -> None:
@@ -75,7 +78,7 @@ class Together(Learner):
     def start(self, rate: float) -> None:
         super().start(rate)
         self.mapped.train()
-        self.optimiser.param_groups[0]["lr"] = rate
+        set_rate(self.optimiser, rate)
 
     def step(self, batches: Sequence[Tensor], labels: Tensor, draws: list[int]) -> Tensor:
         batch, labels, draws = torch.stack([batches[line] for line in self.lines]), labels[self.lines], [draws[line] for line in self.lines]
@@ -138,5 +141,6 @@ def learner_of(
     device: str,
 ) -> tuple[type[Learner], int]:
     "How seeds of a model are trained, and how many at most in one stack: those of one block, 0 to 3, 4 to 7 and so on. It depends on model and device alone, as a seed's bits do."
-    small = sum(parameter.numel() for parameter in model.parameters()) < LARGE
-    return (Together, SEATS[device]) if small and (device == "cuda" or circuits(model)) else (Learner, 1)
+    parts = list(model.modules())
+    mappable = sum(parameter.numel() for parameter in model.parameters()) < LARGE and not any(isinstance(part, nn.RNNBase) for part in parts)
+    return (Together, SEATS[device]) if mappable and (device == "cuda" or any(isinstance(part, LTC | ClosedForm) for part in parts)) else (Learner, 1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Recipe', 'resolve_device', 'resolve_precision', 'reproducible', 'scheduled_rate', 'batches', 'NonFinite',
-           'Interrupted', 'autocast', 'pixels', 'Images', 'Training', 'Learner', 'train_epoch', 'not_finite', 'predict',
-           'score', 'best_epoch', 'is_over', 'save_epoch', 'best_path', 'identity', 'resume', 'interruptible',
-           'fit_all', 'end_epoch', 'fit', 'refusal', 'load_best']
+           'Interrupted', 'autocast', 'pixels', 'Images', 'Training', 'groups', 'set_rate', 'Learner', 'train_epoch',
+           'not_finite', 'predict', 'score', 'best_epoch', 'is_over', 'save_epoch', 'best_path', 'identity', 'resume',
+           'interruptible', 'fit_all', 'end_epoch', 'fit', 'refusal', 'load_best']
 
 # %% ../nbs/62_training.ipynb #21d1b9ea
 import math
@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,8 @@ class Recipe:
     device: str              # "cpu" or "cuda"
     precision: str           # "float32" or "bfloat16", of the backbone
     threads: int             # CPU threads
+    augment: bool = True     # the training images, as the report does
+    circuit_learning_rate: float | None = None   # the circuits' own; by default the same
     period: int = 10         # epochs of one cosine
     memory_format: str = "channels_last"  # a name of FORMATS
 
@@ -139,7 +141,9 @@ class Images:
         return [self.augmented(own, generator(seed, "augment", epoch, number)) for own, seed in zip(rows, seeds, strict=True)]
 
     def augmented(self, rows: np.ndarray, stream: torch.Generator) -> Tensor:
-        "Some images, augmented with the numbers of a stream."
+        "Some images, augmented with the numbers of a stream; as evaluation sees them where the recipe augments nothing."
+        if not self.recipe.augment:
+            return self.evaluation(rows)
         return self.augmentation(pixels(self.data, rows, self.recipe), stream).to(memory_format=FORMATS[self.recipe.memory_format])
 
     def evaluation(self, rows: np.ndarray) -> Tensor:
@@ -160,11 +164,29 @@ class Training:
     failure: Exception | None = None                              # what ended it early
 
     def __post_init__(self) -> None:
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=self.recipe.learning_rate)
+        self.optimiser = torch.optim.Adam(groups(self.model.named_parameters(), self.recipe), lr=self.recipe.learning_rate)
 
     @property
     def is_over(self) -> bool:
         return self.failure is not None or bool(is_over([row["val_loss"] for row in self.history], self.recipe))
+
+
+def groups(
+    parameters: Iterable[tuple[str, Tensor]],   # with their names in the model
+    recipe: Recipe,
+) -> list[dict[str, Any]]:
+    "Parameters for an optimiser, those of the circuits apart if they have a rate of their own; `factor` times the rate of an epoch is that of a group."
+    parts: dict[float, list[Tensor]] = {}
+    for name, parameter in parameters:
+        own = recipe.circuit_learning_rate is not None and ".circuit." in f".{name}"
+        parts.setdefault(recipe.circuit_learning_rate / recipe.learning_rate if own else 1.0, []).append(parameter)
+    return [{"params": part, "factor": factor} for factor, part in parts.items()]
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    "Give each group of an optimiser its rate for an epoch."
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 class Learner:
@@ -178,7 +200,7 @@ class Learner:
         "Begin an epoch with that learning rate."
         for training in self.trainings:
             training.model.train()
-            training.optimiser.param_groups[0]["lr"] = rate
+            set_rate(training.optimiser, rate)
 
     def step(
         self,
