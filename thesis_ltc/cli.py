@@ -151,12 +151,14 @@ def study(
     set_: Annotated[list[str], typer.Option("--set", help="name=value: another value of a field, or other seeds.")] = [],  # noqa: B006
     watch: Annotated[bool, typer.Option("--watch", help="Show how far it is, and start nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Probe its experiments, say how long it would take here, and start nothing.")] = False,
     profile: Annotated[Path | None, typer.Option(help="Snakemake profile, such as profiles/slurm.")] = None,
 ) -> None:
     "Run a study: its experiments side by side, those that are finished skipped."
     from thesis_ltc import runner
     from thesis_ltc.files import repository
-    from thesis_ltc.study import find_plan, make_plan, read_study, states
+    from thesis_ltc.notebook import command_of
+    from thesis_ltc.study import find_plan, make_plan, read_study, states, trunk_run
 
     with plainly():
         runs = repository() / "runs"
@@ -167,6 +169,15 @@ def study(
             there = ", ".join(sorted(file.stem for file in (repository() / "studies").glob("*.yaml")))
             raise ValueError(f"there is no study {path}; there are: {there}")
         asked = read_study(path, parse_values(set_))
+        if estimate:
+            from thesis_ltc.estimate import estimate as probed, told
+
+            print(f"{asked.name}: {asked.question}\n{told(probed(asked, runs), asked)}", flush=True)
+            return
+        trunk = trunk_run(asked, runs)
+        if dry_run and trunk is not None and not (trunk / "record.json").exists():
+            print(f"{asked.name}: {asked.question}\nwould first train the trunk, {command_of(asked.of_trunk(), [0])}; its weights name the {len(asked.cells())} experiments that follow", flush=True)
+            return
         if dry_run:
             with tempfile.TemporaryDirectory() as folder:  # a rehearsal leaves no plan behind
                 plan = make_plan(asked, runs, Path(folder))
