@@ -1,7 +1,9 @@
 """A frozen trunk: its maps are made once, whole or not at all, and its heads are runs like any other."""
 import multiprocessing
 import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from thesis_ltc.checkpoint import CheckpointError, RunIsBusy, load_tensors, read
 from thesis_ltc.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
 from thesis_ltc.features import TrunkError, features_of, read_trunk
 from thesis_ltc.files import read_json
+from thesis_ltc.heads import classifier
 from thesis_ltc.results import load_records, varied
+from thesis_ltc.sources import load
 from thesis_ltc.study import make_plan, read_study
-from thesis_ltc.training import Interrupted, predict
+from thesis_ltc.together import Together, learner_of
+from thesis_ltc.training import Images, Interrupted, Learner, Recipe, Training, fit_all, predict, reproducible
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = dict(data="digits", image_size=64, width=0.125, limit=60, epochs=2, threads=1, device="cpu", precision="float32")
@@ -207,3 +212,57 @@ def test_a_study_on_a_trunk_shares_records_and_tables(trunk, tmp_path):
     table = load_records(tmp_path / "runs")
     assert len(table) == 2 and set(table["head"]) == {"fc", "ncp-z"} and varied(table) == ["data", "head", "setting"]
     assert table.trunk.nunique() == 1 and table.passes.tolist() == [2, 2]
+
+
+class Maps(Images):
+    "Images as a random backbone sees them."
+    backbone = classifier("pool:1 | flat | - | - | - | fc", 10, 48, width=0.125, seed=9).backbone.eval().requires_grad_(False)
+
+    def training(self, rows, seeds, epoch, number):
+        return [self.backbone(images) for images in super().training(rows, seeds, epoch, number)]
+
+    def evaluation(self, rows):
+        return self.backbone(super().evaluation(rows))
+
+
+@pytest.mark.parametrize("circuit_learning_rate", [None, 0.01])
+@pytest.mark.parametrize("scan, normaliser, circuit, readout, options", [
+    ("z+reverse", "unit", "ncp:6/4/2:3/2/2/2", "fc", {}),
+    ("z+reverse:shared", "layer", "ncp:6/4/2:3/2/2/2", "attention", {}),
+    ("y+x+z", "layer", "cfc:6/4/2:3/2/2/2", "mean:5", {"density": 0.7}),
+    ("y>x>reverse", "unit", "ltc:6/3", "fc:last2", {"learn_elapsed": True}),
+    ("z:shuffled", "-", "ncp:6/4/2:3/2/2/2:frozen", "fc:4:tanh twin", {"dropout": 0.2}),
+])
+def test_every_kind_of_head_shares_a_step(scan, normaliser, circuit, readout, options, circuit_learning_rate):
+    "Seeds at once agree with seeds apart up to rounding; and a seed in company with itself alone, to the bit."
+    sentence = f"pool:1 mix:4 | {scan} | linear:6 | {normaliser} | {circuit} | {readout}"
+    digits = load("digits").limited(60)
+    recipe = Recipe("bce-dice", 25, 3e-3, 2, 50, 48, 0, "cpu", "float32", 1, circuit_learning_rate=circuit_learning_rate)
+
+    def trained(seeds, learner):
+        heads = {seed: classifier(sentence, 10, 48, width=0.125, seed=seed, **options).head for seed in seeds}
+        assert all(learner_of(head, "cpu")[0] is Together for head in heads.values())
+        trainings = [Training(head, replace(recipe, seed=seed), Path(tempfile.mkdtemp())) for seed, head in heads.items()]
+        with reproducible(1):
+            fit_all(trainings, digits, inputs=Maps(digits, recipe), learner=learner)
+        assert not any(training.failure for training in trainings)
+        return [training.model.state_dict() for training in trainings]
+
+    apart, at_once, (alone,) = trained([4, 5, 6], Learner), trained([4, 5, 6], Together), trained([5], Together)
+    for one, other in zip(apart, at_once, strict=True):
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5 * float(tensor.abs().max()) + 1e-7, msg=name)
+    assert all(torch.equal(tensor, at_once[1][name]) for name, tensor in alone.items())
+
+
+@pytest.mark.parametrize("head", ["z-lstm", "z-cfc", "z-frozen", "ncp-z-bi", "fc"])
+def test_a_record_says_what_a_circuit_remembers_and_how_far_it_travelled(head, trunk, tmp_path):
+    folder, _ = trunk
+    record = run(of_head(folder, head=head, epochs=3, learning_rate=0.01), 0, tmp_path, echo=silent)
+    sequences = {"fc": 0, "ncp-z-bi": 2}.get(head, 1)
+    for when in ("before", "after"):
+        assert [len(curve) for curve in record["memory"][when]] == [16] * sequences and all(value >= 0 for curve in record["memory"][when] for value in curve)
+    assert (record["memory"]["before"] != record["memory"]["after"]) == (sequences > 0)
+    names = set(record["travelled"])
+    assert all(name.startswith("head.") for name in names) and all(way["moved"] > 0 for way in record["travelled"].values())
+    assert any(name.startswith("head.circuit") for name in names) == (head not in ("fc", "z-frozen"))

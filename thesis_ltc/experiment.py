@@ -32,7 +32,7 @@ from .audit import gate
 from .checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
 from .features import Trunk, check_trunk, features_of, read_trunk
 from .files import read_json, sweep, write_json
-from .heads import BACKBONES, HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_factors
+from .heads import BACKBONES, HEADS, Classifier, circuits, classifier, find_head, macs, parameter_counts, with_factors
 from .imageset import SPLITS, ImageSet
 from .memory import memory_of, travelled
 from .objective import OBJECTIVES, SETTINGS
@@ -507,5 +507,5 @@ def finish(
         "travelled": travelled({name: start for name, start in begun.named_parameters() if start.requires_grad and (inputs.trunk is None or name.startswith("head."))}, dict(model.named_parameters())),
         "seconds": round(sum(row["seconds"] for row in history), 2),
         "images_per_second": round(len(history) * len(limited.rows("train")) / seconds, 1),
-        "peak_memory_bytes": peak_memory(recipe.device), **describe_machine(experiment.device, find_head(experiment.head).circuit is not None), "finished": now(),
+        "peak_memory_bytes": peak_memory(recipe.device), **describe_machine(experiment.device, bool(circuits(model))), "finished": now(),
     })

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
-           'step_colours', 'draw_scan', 'NotPublishable', 'refuse_unpublishable', 'literal', 'draw_grid',
-           'draw_augmented', 'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'draw_classes',
-           'draw_confusion', 'save_figures']
+           'step_colours', 'draw_scan', 'centres_of', 'draw_route', 'NotPublishable', 'refuse_unpublishable', 'literal',
+           'draw_grid', 'draw_augmented', 'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head',
+           'draw_classes', 'draw_confusion', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #58256d68
 import base64
@@ -28,10 +28,11 @@ from matplotlib.patches import Polygon
 
 from .augment import Augmentation, prepare
 from .files import repository
-from .heads import classifier
+from .heads import classifier, directions
 from .imageset import ImageSet
 from .results import in_order
-from .scan import SCANS
+from .scan import SCANS, Scan, find_scan
+from .sentence import Sentence
 from .streams import generator
 
 # %% ../nbs/85_figures.ipynb #use-style
@@ -159,6 +160,45 @@ def draw_scan(
     right.set_title(f"{len(colours)} step{'s' * (len(colours) > 1)} of {steps.size // len(colours)} features")
     for axis in (left, right):
         axis.set_axis_off()
+    return figure
+
+# %% ../nbs/85_figures.ipynb #draw-route
+def centres_of(scan: Scan, cells: int) -> np.ndarray | None:
+    "Where the steps of a scan stand on a map of cells x cells (steps, row and column); None if each image has an order of its own. Channels are drawn as a pile."
+    if scan.name.endswith("-each"):
+        return None
+    if scan.spatial:
+        return np.array([held.nonzero().double().mean(0).tolist() for held in scan.cells(cells, cells)])
+    pile = np.linspace(cells * 0.2, cells * 0.8, cells)
+    order = scan(torch.arange(cells).reshape(1, cells, 1, 1))[0, :, 0]
+    return np.stack([pile, pile], 1)[::-1][order]
+
+
+def draw_route(
+    sentence: Sentence,
+    cells: int = 8,      # of the map that is drawn, along each side
+) -> Figure:
+    "The sequences that a head's circuits read, as ways through a map."
+    scans = [find_scan(*word) for word in sentence.scan if word.name != "reverse"]
+    found = directions(sentence)
+    figure, axes = plt.subplots(1, len(found), figsize=(0.62 * len(found), 0.62), squeeze=False)
+    for axis, direction in zip(axes[0], found):
+        scan = scans[direction.scan]
+        axis.add_patch(plt.Rectangle((-0.5, -0.5), cells, cells, facecolor="#eef3f8", edgecolor="#9fb3c8", linewidth=0.6))
+        centres = centres_of(scan, cells)
+        if centres is None:
+            axis.text(cells / 2 - 0.5, cells / 2 - 0.5, "?", ha="center", va="center", fontsize=13, color=BLUE)
+        else:
+            if not scan.spatial:
+                for step in centres:
+                    axis.add_patch(plt.Rectangle(step[::-1] - 1.2, 2.4, 2.4, facecolor="white", edgecolor="#9fb3c8", linewidth=0.5))
+            way = centres[::-1] if direction.backwards else centres
+            axis.plot(way[:, 1], way[:, 0], "-", color=BLUE, linewidth=0.9 if len(way) < 40 else 0.5)
+            axis.plot(way[-1, 1], way[-1, 0], "o", color=ORANGE, markersize=2.6)
+        axis.set(xlim=(-1, cells), ylim=(cells, -1), aspect="equal")
+        axis.set_axis_off()
+    figure.set_layout_engine("none")
+    figure.subplots_adjust(0, 0, 1, 1, 0.05, 0)
     return figure
 
 # %% ../nbs/85_figures.ipynb #notpublishable

@@ -103,7 +103,7 @@ class LTC(nn.Module):
     Shape: sequence (batch, steps, sensory) -> motor potentials (batch, steps, motor), last state (batch, neurons).
         Motor potentials have passed the output map; the state is raw.
     Time: a step lasts `elapsed`, in the unit of C/g: a number, (steps,), or (batch, steps); positive and finite,
-        which is not looked at under torch.compile and torch.vmap.
+        which is not looked at under torch.compile and torch.vmap, nor where it is trained.
     Precision: that of the parameters, whatever autocast asks for.
     Raises: ValueError if sequence, state or elapsed do not fit the wiring, or elapsed isn't positive and finite.
     Source: Lechner et al. 2020, doi:10.1038/s42256-020-00237-3; solver and start ranges of ncps.torch.LTC 1.0.1.
@@ -240,7 +240,7 @@ def step_durations(
             f"elapsed is {tuple(elapsed.shape)}, but must be a number, (steps,) = ({steps},), "
             f"or (batch, steps) = {(batch, steps)}; a state is given as state=..."
         )
-    if not torch.compiler.is_compiling() and not mapped() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
+    if not elapsed.requires_grad and not torch.compiler.is_compiling() and not mapped() and not (torch.isfinite(elapsed) & (elapsed > 0)).all():
         low, high = elapsed.min().item(), elapsed.max().item()
         raise ValueError(f"elapsed must be positive and finite, but holds {low} to {high}")
     lines = elapsed if elapsed.ndim == 2 else elapsed.reshape(1, -1)  # (1 or batch, 1 or steps)

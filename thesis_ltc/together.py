@@ -87,7 +87,7 @@ class Together(Learner):
         losses = torch.vmap(FORMULAS[self.recipe.objective])(*compared(logits, labels))
         self.optimiser.zero_grad()
         losses.sum().backward()
-        lengths = torch.stack([parameter.grad.flatten(1).norm(dim=1) for parameter in self.parameters.values() if parameter.grad is not None]).norm(dim=0)
+        lengths = torch.stack([parameter.grad.reshape(len(parameter), -1).norm(dim=1) for parameter in self.parameters.values() if parameter.grad is not None]).norm(dim=0)
         self.optimiser.step()
         return torch.stack((losses.detach(), lengths, (logits.argmax(2) == labels).sum(1)))[:, self.own]
 
