@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
            'step_colours', 'draw_scan', 'centres_of', 'draw_route', 'NotPublishable', 'refuse_unpublishable', 'literal',
            'draw_grid', 'draw_augmented', 'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head',
-           'draw_classes', 'draw_confusion', 'save_figures']
+           'draw_classes', 'draw_confusion', 'draw_memory', 'draw_travel', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #58256d68
 import base64
@@ -340,6 +340,39 @@ def draw_confusion(
     axis.set(xlabel="predicted class", ylabel="true class; percent of it")
     axis.tick_params(axis="y", rotation=0)
     axis.tick_params(axis="x", rotation=45)
+    for label in axis.get_xticklabels():
+        label.set_ha("right")
+    return figure
+
+# %% ../nbs/85_figures.ipynb #draw-memory
+def draw_memory(
+    curves: pd.DataFrame,   # a row a step of a run's circuit: label, when (before, after), step, gradient relative to the last step
+) -> Figure:
+    "How much of each step the last output feels, before and after training: a line a label, the median over runs with a band of the middle half."
+    labels = list(dict.fromkeys(curves.label))
+    palette = dict(zip(labels, sns.color_palette("colorblind", len(labels))))
+    figure, axes = plt.subplots(1, 2, figsize=(7, 2.7), sharey=True)
+    for axis, (when, title) in zip(axes, (("before", "before training"), ("after", "after training")), strict=True):
+        sns.lineplot(curves[curves.when == when], x="step", y="gradient", hue="label", hue_order=labels, palette=palette, estimator="median", errorbar=("pi", 50),
+                     err_kws={"alpha": 0.18, "linewidth": 0}, ax=axis, legend=axis is axes[1])
+        axis.set(title=title, yscale="log", xlabel="step", ylabel="gradient, of the last step's")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(title=None, fontsize=7)
+    return figure
+
+
+def draw_travel(
+    ways: pd.DataFrame,   # a row a tensor of a run: head, tensor, start, moved
+) -> Figure:
+    "How far the tensors of circuits moved, as a share of their length at the start: medians over runs, heads by tensors."
+    ways = ways[ways.tensor.str.contains(".circuit.", regex=False) & (ways.start > 0)]
+    shares = (ways.moved / ways.start).groupby([ways["head"], ways.tensor.str.replace(r"^.*\.circuit\.\d+\.(ltc\.)?", "", regex=True)]).median().unstack()
+    shares = shares.loc[in_order(shares.index)]
+    figure, axis = plt.subplots(figsize=(2.2 + 0.42 * shares.shape[1], 1.1 + 0.28 * len(shares)))
+    sns.heatmap(100 * shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 7}, linewidths=0.5)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="y", rotation=0)
+    axis.tick_params(axis="x", rotation=40)
     for label in axis.get_xticklabels():
         label.set_ha("right")
     return figure
