@@ -6,8 +6,8 @@
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SHOWN', 'LAST', 'NOTHING', 'MANY', 'BRIEFLY',
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
            'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table', 'in_two_lines',
-           'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of', 'against',
-           'memories', 'travels', 'by_study', 'asked', 'held', 'found']
+           'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of', 'by_study', 'asked',
+           'held', 'found', 'against', 'study_named', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -329,39 +329,6 @@ def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
     return records.loc[pd.Series([key in wanted for key in zip(records.id, records.seed)], index=records.index, dtype=bool)]
 
-# %% ../nbs/80_results.ipynb #against
-def against(
-    records: pd.DataFrame,       # that differ in nothing but the head and what pairs have in common
-    reference: str,              # a head among them
-    margin: dict[str, Any],      # as a study has it
-    when: str = "best",          # or last
-) -> pd.DataFrame:               # a row a head, in the order of the table of heads
-    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and what it trains."
-    title, rows = NAMES[margin["metric"]], []
-    for head in in_order(records["head"]):
-        group = records[records["head"] == head]
-        found = contrast(records, [head, reference], margin, when) if head != reference else None
-        apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
-        mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
-        rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "stands beside itself",
-                     "parameters": f"{group.live.iloc[0]:,}"})
-    return pd.DataFrame(rows)
-
-
-def memories(records: pd.DataFrame) -> pd.DataFrame:   # run (its row in records), id, head, when, circuit, step, gradient
-    "What the last output of each circuit felt of each step, before and after training, relative to the last step; of records that say so."
-    rows = []
-    for run in records.itertuples():
-        for when, curves in (read_json(run.path).get("memory") or {}).items():
-            rows += [(run.Index, run.id, run.head, when, circuit, step, gradient / curve[-1]) for circuit, curve in enumerate(curves) if curve[-1] > 0 for step, gradient in enumerate(curve, 1)]
-    return pd.DataFrame(rows, columns=["run", "id", "head", "when", "circuit", "step", "gradient"])
-
-
-def travels(records: pd.DataFrame) -> pd.DataFrame:    # run, id, head, tensor, start, moved
-    "How long each trained tensor was at its start, and how far training moved it; of records that say so."
-    rows = [(run.Index, run.id, run.head, tensor, way["start"], way["moved"]) for run in records.itertuples() for tensor, way in (read_json(run.path).get("travelled") or {}).items()]
-    return pd.DataFrame(rows, columns=["run", "id", "head", "tensor", "start", "moved"])
-
 # %% ../nbs/80_results.ipynb #by-study
 def by_study(
     records: pd.DataFrame,
@@ -421,3 +388,50 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
         lines.append(f"{common}: accuracy from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`), where naming the commonest class "
                      f"gives {commonest}; `{said.first}` against `{said.second}`: {difference}{alone}")
     return "*Found:* " + ". ".join(lines) + "."
+
+# %% ../nbs/80_results.ipynb #against
+def against(
+    records: pd.DataFrame,       # that differ in nothing but the head and what pairs have in common
+    reference: str,              # a head among them
+    margin: dict[str, Any],      # as a study has it
+    when: str = "best",          # or last
+) -> pd.DataFrame:               # a row a head, in the order of the table of heads
+    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and what it trains."
+    title, rows = NAMES[margin["metric"]], []
+    for head in in_order(records["head"]):
+        group = records[records["head"] == head]
+        found = contrast(records, [head, reference], margin, when) if head != reference else None
+        apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
+        mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
+        rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "stands beside itself",
+                     "parameters": f"{group.live.iloc[0]:,}"})
+    return pd.DataFrame(rows)
+
+
+def study_named(name: str, records: pd.DataFrame, plans: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    "The plan of a study as its file has it, and its records; None if it has none yet."
+    found = [(plan, records_of(records, plan)) for plan in plans if plan["study"] == name and not plan.get("overrides")]
+    return next(((plan, part) for plan, part in found if len(part)), None)
+
+
+def told_of(name: str, studied: tuple[dict[str, Any], pd.DataFrame] | None) -> str:
+    "What a study asks, expects, holds and found, in a paragraph of Markdown; or how to run it."
+    if studied is None:
+        return f"The study *{name}* has no records yet: `thesis-ltc study {name}` runs it."
+    plan, part = studied
+    return f"{asked(plan, part)} *Expected:* {plan['hypothesis']} A difference of {plan['margin']['value']:g} in {NAMES[plan['margin']['metric']]} would matter. {found(plan, part)} {held(plan, part)}"
+
+
+def memories(records: pd.DataFrame) -> pd.DataFrame:   # run (its row in records), id, head, when, circuit, step, gradient
+    "What the last output of each circuit felt of each step, before and after training, relative to the last step; of records that say so."
+    rows = []
+    for run in records.itertuples():
+        for when, curves in (read_json(run.path).get("memory") or {}).items():
+            rows += [(run.Index, run.id, run.head, when, circuit, step, gradient / curve[-1]) for circuit, curve in enumerate(curves) if curve[-1] > 0 for step, gradient in enumerate(curve, 1)]
+    return pd.DataFrame(rows, columns=["run", "id", "head", "when", "circuit", "step", "gradient"])
+
+
+def travels(records: pd.DataFrame) -> pd.DataFrame:    # run, id, head, tensor, start, moved
+    "How long each trained tensor was at its start, and how far training moved it; of records that say so."
+    rows = [(run.Index, run.id, run.head, tensor, way["start"], way["moved"]) for run in records.itertuples() for tensor, way in (read_json(run.path).get("travelled") or {}).items()]
+    return pd.DataFrame(rows, columns=["run", "id", "head", "tensor", "start", "moved"])
