@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['WIDTH', 'FLAGS', 'OPERATIONS', 'LOG2_E', 'SINGLE', 'ROUND', 'LIMIT', 'UNIT', 'COEFFICIENTS', 'COMPILED', 'BLOCKS',
            'WORTH', 'Lanes', 'LanesModel', 'constant', 'repeated', 'define', 'pointer', 'load', 'store', 'fill', 'turn',
-           'total', 'clipped', 'scaled', 'one_by_one', 'exp2', 'compiled_exp2', 'kept_on_disk', 'Acting', 'softplus',
-           'logistic', 'starts', 'side_by_side', 'acting', 'turned', 'spread_durations', 'run_block', 'forward_units',
-           'reverse_membranes', 'reverse_synapses', 'reverse_blocks', 'reverse_sensory', 'add_up', 'backward_units',
-           'gathered', 'forget_threads', 'divided', 'gates_of', 'forward', 'backward']
+           'total', 'clipped', 'where_larger', 'scaled', 'one_by_one', 'exp2', 'compiled_exp2', 'kept_on_disk',
+           'Acting', 'softplus', 'logistic', 'starts', 'side_by_side', 'acting', 'turned', 'spread_durations',
+           'run_block', 'forward_units', 'reverse_membranes', 'reverse_synapses', 'reverse_blocks', 'reverse_sensory',
+           'add_up', 'backward_units', 'gathered', 'forget_threads', 'divided', 'gates_of', 'forward', 'backward']
 
 # %% ../nbs/39_ltc_cpu.ipynb #e5d92af5
 import math
@@ -176,6 +176,15 @@ def clipped(typing: Any, lanes: Any, limit: Any) -> Any:
 
 
 @intrinsic
+def where_larger(typing: Any, one: Any, other: Any, yes: Any, no: Any) -> Any:
+    "In lanes where the square of one is larger than that of the other the third, else the fourth."
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first, second, yes, no = arguments
+        return builder.select(builder.fcmp_ordered(">", builder.fmul(first, first), builder.fmul(second, second)), yes, no)
+    return one(one, other, yes, no), code
+
+
+@intrinsic
 def scaled(typing: Any, lanes: Any, rounded: Any) -> Any:
     "Lanes near one, times two to the power of whole numbers, that stand in the last bits of `rounded`."
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -337,7 +346,7 @@ def run_block(
     unfolds: int,
 ) -> None:
     "Sixteen samples through all steps."
-    one, small = c.membrane.dtype.type(1), c.membrane.dtype.type(EPSILON)
+    one, small, zero = c.membrane.dtype.type(1), c.membrane.dtype.type(EPSILON), fill(c.membrane.dtype.type(0))
     arrived[:, 2] = 0   # what was lost so far when a small change was added to a potential
     for t in range(len(u)):
         for j in range(len(c.membrane)):
@@ -354,11 +363,12 @@ def run_block(
                 for k in range(c.start[j], c.start[j + 1]):
                     gate = c.synapses[k, 0] / (one + exp2(c.synapses[k, 1] * (load(x, (m, c.source[k])) - c.synapses[k, 2])))
                     shut, pull = shut + gate, pull + gate * c.synapses[k, 3]
-                share = one / (shut + c.membrane[j, 0] * pace)
+                inertia = c.membrane[j, 0] * pace
+                share = one / (shut + inertia)
                 change = (pull - shut * before) * share + load(arrived, (j, 2))
                 after = before + change
-                store(arrived, (j, 2), change - (after - before))
-                store(x, (m + 1, j), after)
+                store(arrived, (j, 2), where_larger(change, after, zero, change - (after - before)))
+                store(x, (m + 1, j), where_larger(change, after, (pull + inertia * before) * share, after))
                 store(inverse, (m, j), share)
 
 

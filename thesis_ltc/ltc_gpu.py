@@ -109,8 +109,9 @@ def read_kernel(
                 share = 1 / (shut + capacitance * pace)
                 change = (pull - shut * x) * share + lost
                 after = x + change
-                lost = change - (after - x)
-                x = after
+                far = change * change > after * after   # little of the potential is left: the quotient rounds less
+                lost = tl.where(far, 0.0, change - (after - x))
+                x = tl.where(far, (pull + capacitance * pace * x) * share, after)
                 if KEEP:
                     tl.store(mine + (m + 1) * neurons + j, x, real)
                     tl.store(mine + (steps * unfolds + 1 + m) * neurons + j, share, real)
