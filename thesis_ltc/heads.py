@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORT', 'MOVES', 'CONTROLS', 'ASSAY', 'HEADS', 'BACKBONES', 'find_head', 'Each', 'Direction', 'directions', 'Head',
-           'build', 'NoBackbone', 'Classifier', 'classifier', 'with_factors', 'circuits', 'parameter_counts', 'probe',
-           'macs', 'stage_shapes', 'written']
+           'build', 'NoBackbone', 'Classifier', 'classifier', 'with_factors', 'circuits', 'parameter_counts',
+           'with_black', 'macs', 'stage_shapes', 'written']
 
 # %% ../nbs/40_heads.ipynb #cedefe19
 import copy
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .circuit import Factors, count, dense_count
+from .circuit import ClosedForm, Factors, count, dense_count, hidden
 from .crnet import CRNet, map_side
 from .ltc import LTC, without_autocast
 from .readout import Damage
@@ -65,11 +65,15 @@ CONTROLS = {
     "z-fc": "pool:2 mix:16 | flat | - | - | - | fc",
     "patch-fc": "grid:16 mix:16 | flat | - | - | - | fc",
     "z-fc-32": "pool:2 mix:16 | flat | linear:32 | - | - | fc",
+    "z-fc-batch": "pool:2 mix:16 | flat | - | batch | - | fc",
     "z-fc-1024": "pool:2 mix:16 | flat | linear:1024 | - | - | fc",
     "y-fc-matched": "grid:8 mix:4 | y | - | batch | - | fc:4:tanh",
     "z-fc-matched": "pool:2 mix:16 | z | linear:32 | batch | - | fc:2:tanh",
     "patch-fc-matched": "grid:16 mix:16 | patch:4 | linear:32 | batch | - | fc:2:tanh",
     "y-double-fc-matched": "grid:16 mix:8 | y | - | batch | - | fc:4:tanh",
+    "z-bi-fc-matched": "pool:2 mix:16 | z | linear:32 | batch | - | fc:4:tanh",
+    "z-large-fc-matched": "pool:2 mix:16 | z | linear:32 | batch | - | fc:84:tanh",
+    "y-1024-fc-matched": "grid:16 mix:64 | y | - | batch | - | fc:6:tanh",
     "y-half-fc-matched": "grid:16 mix:32 | y | - | batch | - | fc:7:tanh",
     "z-linear": "pool:2 mix:16 | z | linear:32 | - | - | fc",
     "z-gap": "pool:2 mix:16 | patch:1 | - | - | - | mean",
@@ -80,7 +84,9 @@ CONTROLS = {
     "z-cfc": "pool:2 mix:16 | z | linear:32 | - | cfc:12/6/1 | fc",
     "z-lstm": "pool:2 mix:16 | z | linear:32 | - | lstm:19 | fc",
     "z-gru": "pool:2 mix:16 | z | linear:32 | - | gru:19 | fc",
-    "z-shuffled": "pool:2 mix:16 | z:shuffled | linear:32 | - | ncp:12/6/1 | fc",
+    "y-shuffled": "grid:8 mix:4 | y:shuffled | - | - | ncp:12/6/1 | fc",
+    "y-shuffled-each": "grid:8 mix:4 | y:shuffled-each | - | - | ncp:12/6/1 | fc",
+    "patch-shuffled": "grid:16 mix:16 | patch:4:shuffled | linear:32 | - | ncp:12/6/1 | fc",
     "z-shuffled-each": "pool:2 mix:16 | z:shuffled-each | linear:32 | - | ncp:12/6/1 | fc",
 }
 ASSAY = {
@@ -88,7 +94,7 @@ ASSAY = {
     "rows-connected": "grid:8 | y | - | - | ltc:19/19 | fc:last1",
     "rows-cfc": "grid:8 | y | - | - | cfc:12/6/1 | fc",
     "rows-lstm": "grid:8 | y | - | - | lstm:19 | fc:last1",
-    "rows-lstm-damaged": "grid:8 | y | - | - | lstm:19 | fc:last1 damage:5",
+    "rows-lstm-damaged": "grid:8 | y | - | - | lstm:19 | fc:last1 damage:2",
     "rows-lstm-twin": "grid:8 | y | - | - | lstm:19 | fc:last1 twin",
     "rows-gru": "grid:8 | y | - | - | gru:19 | fc:last1",
     "rows-mean": "grid:8 | y | linear:32 | - | - | mean:32:tanh",
@@ -263,7 +269,7 @@ def classifier(
     unfolds: int = 6,                # solver sub-steps in a step
     wiring_seed: int = 22222,
     density: float = 1.0,            # factor on the connectivity of neural circuit policies
-    normaliser: str = "none",        # what fills the stage `normalise` before a circuit, if the sentence leaves it out
+    normaliser: str = "none",        # what fills the stage `normalise` of a head that reads in steps, if the sentence leaves it out
     readout: str = "all",            # steps of a circuit that are read: all, or the last
     dropout: float | None = None,    # before each layer of the readout; by default the report's
     allow_upsampling: bool = False,  # let a head shrink to more rows than the map has
@@ -283,18 +289,19 @@ def classifier(
         try:
             return Classifier(network, Head(sentence, given, classes, factors, dropout, allow_upsampling), image_size)
         except UpsamplingError as error:
-            enough = next(pixels for pixels in range(16, 16 * error.needed + 64, 8) if side(pixels) >= error.needed)
+            enough = error.needed if backbone == "none" else next(pixels for pixels in range(8 * error.needed, 8 * error.needed + 64, 8) if pixels > 15 and side(pixels) >= error.needed)
             raise UpsamplingError(f"{error}; the map at {image_size} px has {given[1]} rows: use image_size >= {enough}", error.needed) from None
 
 
 def with_factors(sentence: Sentence, normaliser: str = "none", readout: str = "all") -> Sentence:
-    "The sentence with its dash at `normalise` filled, and its readout held to the last step; a head without a circuit stays as it is."
+    "The sentence with its dash at `normalise` filled, and its readout held to the last step. A head without a circuit keeps its readout; and if it reads the whole map at once, its dash too."
     known = {"normaliser": ("none", *NORMALISERS), "readout": ("all", "last")}
     for name, given in (("normaliser", normaliser), ("readout", readout)):
         if given not in known[name]:
             raise HeadError(f"{name} is {given!r}, but must be one of {' '.join(known[name])}")
     if sentence.circuit is None:
-        return sentence
+        steps = sentence.normalise is None and any(word.name != "flat" for word in sentence.scan)   # so that a control differs in nothing but its circuit
+        return replace(sentence, normalise=Word(normaliser)) if steps and normaliser != "none" else sentence
     if normaliser != "none" and sentence.normalise and str(sentence.normalise) != normaliser:
         raise HeadError(f"normaliser is {normaliser!r}, but the head says {sentence.normalise}")
     word, *marks = sentence.readout
@@ -322,7 +329,7 @@ def parameter_counts(model: Classifier) -> dict[str, int]:
     }
 
 
-def probe(model: Classifier) -> tuple[Classifier, Tensor]:
+def with_black(model: Classifier) -> tuple[Classifier, Tensor]:
     "A copy of the model as it is for evaluation, and a black image for it."
     black = next(model.parameters()).new_zeros(1, model.backbone.channels, model.image_size, model.image_size)
     return copy.deepcopy(model).eval(), black
@@ -332,21 +339,21 @@ def macs(model: Classifier) -> int:
     "Multiply-accumulates of one image's forward pass."
     from torch.utils.flop_counter import FlopCounterMode  # here, because it imports a compiler
 
-    copied, image = probe(model)
+    copied, image = with_black(model)
     counter, found, before = FlopCounterMode(display=False), [], []
 
-    def enter(module: LTC | nn.RNNBase, arguments: tuple) -> None:
+    def enter(module: nn.Module, arguments: tuple) -> None:
         before.append(counter.get_total_flops() // 2)
 
-    def leave(module: LTC | nn.RNNBase, arguments: tuple, result: tuple) -> None:
+    def leave(module: nn.Module, arguments: tuple, result: tuple) -> None:
         if isinstance(module, LTC):
             each = len(module.wiring.sensory_source) + module.unfolds * len(module.wiring.source)
         else:
-            each = sum(p.numel() for p in module.parameters() if p.ndim == 2)
+            each = sum(p.numel() for p in module.parameters() if p.ndim == 2 and p.requires_grad) - hidden(module)
         found.append(arguments[0].shape[1] * each + before.pop() - counter.get_total_flops() // 2)   # what was counted of it, on some devices, is taken off
 
     for module in copied.modules():
-        if isinstance(module, LTC | nn.RNNBase):
+        if isinstance(module, LTC | nn.RNNBase | ClosedForm):
             module.register_forward_pre_hook(enter)
             module.register_forward_hook(leave)
     with counter, torch.no_grad():
@@ -357,7 +364,7 @@ def macs(model: Classifier) -> int:
 @torch.no_grad()
 def stage_shapes(model: Classifier) -> dict[str, list[tuple[int, ...]]]:
     "Shapes of one image after the backbone and after each stage of the head: one, or one for each scan, and for each circuit."
-    copied, image = probe(model)
+    copied, image = with_black(model)
     maps = copied.backbone(image)
     return {name: [tuple(t.shape[1:]) for t in tensors] for name, tensors in ({"backbone": [maps]} | copied.head.trace(maps)).items()}
 

@@ -57,7 +57,7 @@ class Attention(nn.Module):
 
     def forward(self, potentials: Sequence[Tensor]) -> Tensor:
         steps = torch.cat(list(potentials), 1)
-        return ((steps @ self.query).softmax(1)[:, :, None] * steps).sum(1)
+        return ((steps @ self.query[:, None]).softmax(1).transpose(1, 2) @ steps)[:, 0]
 
 # %% ../nbs/39_readout.ipynb #readout
 class Readout(nn.Module):
@@ -112,5 +112,5 @@ class Damage(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         if self.training:
             return logits
-        hit = bits(logits) % 10_000 < 100 * self.percent
+        hit = bits(logits, 4096) % 10_000 < 100 * self.percent
         return torch.where(hit[:, None], logits.roll(1, 1), logits)

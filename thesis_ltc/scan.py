@@ -83,7 +83,7 @@ def shuffled(sequence: Tensor) -> Tensor:
 
 
 def shuffled_each(sequence: Tensor) -> Tensor:
-    "The same steps, for each sample in an order of its own, which the bits of its numbers choose: whoever else is in the batch."
+    "The same steps, for each sample in an order of its own, which its own numbers choose, whoever else is in the batch."
     order = orders(sequence.shape[1], ORDERS, sequence.device)[bits(sequence) % ORDERS]
     return sequence.gather(1, order[:, :, None].expand_as(sequence))
 
@@ -126,7 +126,7 @@ class Scan:
         return none.scatter(1, held, True).reshape(-1, height, width)
 
 
-NUMBER = r"[1-9]\d*"   # a whole number in words
+NUMBER = r"[1-9]\d{0,4}"   # a whole number in words, below 100,000
 SHUFFLES = {"shuffled": shuffled, "shuffled-each": shuffled_each}
 SHUFFLE = "(" + "|".join(SHUFFLES) + ")"
 SHUFFLED = "; :shuffled: in another order; :shuffled-each: in one of each sample's own"

@@ -115,7 +115,8 @@ def row_order(name: str, folder: Path | None) -> ImageSet:
 
 
 def read_row_order(name: str, of: ImageSet) -> ImageSet:
-    orders = np.stack([np.random.default_rng(key(0, name, which)).permutation(of.images.shape[2]) for which in range(2)])
+    order = np.random.default_rng(key(0, name)).permutation(of.images.shape[2])
+    orders = np.stack([order, np.concatenate([order[:2], order[2:-2][::-1], order[-2:]])])   # the first two and the last two are the same
     images, labels = np.concatenate([of.images[:, :, order] for order in orders]), np.repeat(np.arange(2), len(of))
     return ImageSet(
         name=name, images=images, labels=labels, patients=np.tile(of.names, 2), sources=np.tile(of.sources, 2),

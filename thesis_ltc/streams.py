@@ -43,7 +43,12 @@ def seeded(seed: int, *name: str | int) -> Iterator[None]:
 # %% ../nbs/02_streams.ipynb #bits
 def bits(
     samples: torch.Tensor,   # (batch, ...)
+    levels: int = 64,        # between nothing and the largest number of a sample; what differs by less counts as the same
 ) -> torch.Tensor:           # (batch,) whole numbers below 2**31
     "A number for each sample that looks drawn, but follows from its content alone."
-    total = samples.detach().float().contiguous().view(torch.int32).flatten(1).sum(1)
+    numbers = samples.detach().float().flatten(1)
+    numbers = (numbers * (levels / numbers.abs().amax(1, keepdim=True).clamp_min(1e-30))).nan_to_num(0).round().long()
+    weights = (torch.arange(numbers.shape[1], device=numbers.device) + 1) * -7046029254386353131
+    weights = (weights ^ weights >> 29) * -4658895280553007687   # unlike each other, so that places count
+    total = (numbers * (weights ^ weights >> 32)).sum(1)
     return (total * -7046029254386353131 >> 33) & (2**31 - 1)   # the golden ratio's odd number, and the upper half of the product

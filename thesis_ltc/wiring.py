@@ -164,5 +164,7 @@ def ncp(
     for name, wanted, layer, there in limits:
         if wanted > there:
             raise WiringError(f"{name} is {wanted}, but there are only {there} {layer} neurons; lower it")
+    if recurrent > command**2:
+        raise WiringError(f"recurrent is {recurrent}, but {command} command neurons have room for {command**2} synapses among themselves; lower it")
     fresh = ncps.wirings.NCP(inter, command, motor, sensory_out, inter_out, recurrent, motor_in, seed)
     return from_ncps(fresh, sensory)
