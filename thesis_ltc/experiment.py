@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_CIRCUIT', 'OF_ANY', 'ExperimentError', 'value', 'Experiment', 'of_kind', 'refuse_unknown',
-           'check_ranges', 'resolved', 'recipe_of', 'trunk_of', 'as_recorded', 'experiment_id', 'load_images',
-           'given_images', 'build_model', 'line_of', 'progress', 'run', 'run_seeds', 'outcome', 'run_block',
-           'require_study', 'record_in', 'is_finished', 'clean', 'train_seeds', 'reports', 'prepare', 'felt', 'finish']
+           'check_ranges', 'heeded_by', 'resolved', 'recipe_of', 'trunk_of', 'as_recorded', 'experiment_id',
+           'load_images', 'given_images', 'build_model', 'line_of', 'progress', 'run', 'run_seeds', 'outcome',
+           'run_block', 'require_study', 'record_in', 'is_finished', 'clean', 'train_seeds', 'reports', 'prepare',
+           'felt', 'finish']
 
 # %% ../nbs/64_experiment.ipynb #9d689a4a
 import dataclasses
@@ -26,6 +27,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import torch
 
 from .audit import gate
@@ -34,7 +36,7 @@ from .features import Trunk, check_trunk, features_of, read_trunk
 from .files import read_json, sweep, write_json
 from .heads import BACKBONES, HEADS, Classifier, circuits, classifier, find_head, macs, parameter_counts, with_factors
 from .imageset import SPLITS, ImageSet
-from .memory import memory_of, travelled
+from .memory import durations, memory_of, settle, travelled
 from .objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from .sentence import CIRCUITS
@@ -154,12 +156,14 @@ def check_ranges(experiment: Experiment) -> None:
         "memory_format": (e.memory_format in FORMATS, " or ".join(FORMATS)),
         "device": (e.device in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
         "backbone": (e.backbone in BACKBONES, " or ".join(BACKBONES)),
-        "image_size": (e.image_size >= (15 if e.backbone == "crnet" else 2), "15 or more: smaller images leave CRNet no map"),
+        "image_size": (e.image_size >= (15 if e.backbone == "crnet" else 2), "15 or more: smaller images leave CRNet no map" if e.backbone == "crnet" else "2 or more"),
+        "elapsed": (1e-6 <= e.elapsed <= 1e6, "from 1e-6 to 1e6"),
+        "density": (0 < e.density <= 100, "more than 0, and at most 100"),
         "trunk": (e.trunk is None or e.backbone == "crnet", "None where there is no backbone"),
         "dropout": (e.dropout is None or 0 <= e.dropout < 1, "at least 0, and less than 1"),
         "wiring_seed": (0 <= e.wiring_seed < 2**32, "0 or more, below 2**32"),
         **{name: (positive(getattr(e, name)), "more than 0") for name in (
-            "limit", "width", "elapsed", "unfolds", "density", "passes", "batch_size", "learning_rate", "circuit_learning_rate", "epochs", "patience", "threads")},
+            "limit", "width", "unfolds", "passes", "batch_size", "learning_rate", "circuit_learning_rate", "epochs", "patience", "threads")},
     }
     for name, (holds, expected) in rules.items():
         if not holds:
@@ -171,6 +175,15 @@ OF_A_CIRCUIT = ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density",
 OF_ANY = ("normaliser", "readout", "circuit_learning_rate")   # of these, circuits of all kinds heed
 
 
+def heeded_by(head: str) -> tuple[str, ...]:
+    "Which of a circuit's fields change something for a head."
+    sentence = find_head(head)
+    if sentence.circuit is None:
+        return ("normaliser",) if with_factors(sentence, "batch") != sentence else ()
+    fields = (*OF_ANY, *CIRCUITS[sentence.circuit.name].factors)
+    return tuple(name for name in fields if not (name in ("circuit_learning_rate", "learn_elapsed") and sentence.circuit.argument.endswith("frozen")))
+
+
 def resolved(experiment: Experiment) -> Experiment:
     "The experiment with nothing left open: values of the setting and of this machine filled in, and those without effect at their default."
     preset = vars(SETTINGS[experiment.setting])
@@ -178,14 +191,14 @@ def resolved(experiment: Experiment) -> Experiment:
     device = resolve_device("auto") if experiment.device == "auto" else experiment.device
     if device == "cuda" and experiment.precision == "auto" and not torch.cuda.is_available():
         raise ExperimentError("precision is auto, which follows from the GPU, but none is here; name it: precision=bfloat16")
-    circuit, usual = find_head(experiment.head).circuit, Experiment()
-    heeded = () if circuit is None else (*OF_ANY, *CIRCUITS[circuit.name].factors)
-    idle = [name for name in OF_A_CIRCUIT if name not in heeded]
+    sentence, usual = find_head(experiment.head), Experiment()
+    idle = [name for name in OF_A_CIRCUIT if name not in heeded_by(experiment.head)]
+    idle += ["normaliser"] * (str(sentence.normalise) == experiment.normaliser) + ["dropout"] * (experiment.dropout == 0 and not re.search(r"(^|:)[1-9]", sentence.readout[0].argument))
     idle += ["passes"] * (experiment.trunk is None or not experiment.augment) + ["width"] * (experiment.backbone == "none")
     idle += ["circuit_learning_rate"] * (experiment.circuit_learning_rate == (experiment.learning_rate or preset["learning_rate"]))
     filled |= {name: getattr(usual, name) for name in idle}
     return replace(
-        experiment, **filled, device=device, precision=resolve_precision(experiment.precision, device),
+        experiment, **filled, device=device, precision="float32" if experiment.backbone == "none" else resolve_precision(experiment.precision, device),
         threads=experiment.threads or os.cpu_count() or 1,
     )
 
@@ -471,11 +484,15 @@ def felt(model: Classifier, data: ImageSet, recipe: Recipe, inputs: Images) -> l
     "How much the last output of each circuit feels of each step of 64 validation images, as `memory_of` says."
     if model.head.sentence.circuit is None:
         return []
-    maps = inputs.evaluation(data.rows("val")[:64])
+    rows = data.rows("val")
+    images = inputs.evaluation(rows[np.linspace(0, len(rows) - 1, min(64, len(rows))).astype(int)])   # from all over, because classes may lie one after another
+    whole = model if inputs.trunk is None else model.head.without_pooling()
+    with autocast(recipe):
+        settle(whole, images)
     if inputs.trunk is not None:
-        return memory_of(model.head.without_pooling(), maps)
+        return memory_of(whole, images)
     with torch.no_grad(), autocast(recipe):
-        maps = model.backbone(maps)
+        maps = model.backbone(images)
     return memory_of(model.head, maps)
 
 
@@ -504,6 +521,7 @@ def finish(
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},
         "parameters": parameter_counts(model), "macs": macs(model),
         "memory": {when: felt(state, limited, recipe, inputs) for when, state in (("before", begun), ("after", model))},
+        "durations": {when: durations(state.head) for when, state in (("before", begun), ("after", model))},
         "travelled": travelled({name: start for name, start in begun.named_parameters() if start.requires_grad and (inputs.trunk is None or name.startswith("head."))}, dict(model.named_parameters())),
         "seconds": round(sum(row["seconds"] for row in history), 2),
         "images_per_second": round(len(history) * len(limited.rows("train")) / seconds, 1),

@@ -364,9 +364,9 @@ def draw_memory(
 def draw_travel(
     ways: pd.DataFrame,   # a row a tensor of a run: head, tensor, start, moved
 ) -> Figure:
-    "How far the tensors of circuits moved, as a share of their length at the start: medians over runs, heads by tensors."
-    ways = ways[ways.tensor.str.contains(".circuit.", regex=False) & (ways.start > 0)]
-    shares = (ways.moved / ways.start).groupby([ways["head"], ways.tensor.str.replace(r"^.*\.circuit\.\d+\.(ltc\.)?", "", regex=True)]).median().unstack()
+    "How far the tensors of liquid circuits moved, as a share of their length at the start: medians over runs, heads by tensors."
+    ways = ways[ways.tensor.str.contains(".ltc.", regex=False) & (ways.start > 0)]
+    shares = (ways.moved / ways.start).groupby([ways["head"], ways.tensor.str.replace(r"^.*\.ltc\.", "", regex=True)]).median().unstack()
     shares = shares.loc[in_order(shares.index)]
     figure, axis = plt.subplots(figsize=(2.2 + 0.42 * shares.shape[1], 1.1 + 0.28 * len(shares)))
     sns.heatmap(100 * shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 7}, linewidths=0.5)

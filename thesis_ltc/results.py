@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SHOWN', 'LAST', 'NOTHING', 'MANY', 'BRIEFLY',
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
-           'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table', 'in_two_lines',
-           'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of', 'by_study', 'asked',
-           'held', 'found', 'against', 'study_named', 'told_of', 'memories', 'travels']
+           'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
+           'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
+           'by_study', 'asked', 'held', 'found', 'against', 'study_named', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from .experiment import OF_A_CIRCUIT, Experiment
+from .experiment import OF_A_CIRCUIT, Experiment, heeded_by
 from .files import read_json
 from .heads import HEADS
 from .intervals import FEWEST, SPREAD, Mean, contrast, mean_of, overlap, sides
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
+from .sentence import HeadError
 
 # %% ../nbs/80_results.ipynb #load-records
 FACTORS = [name for name in vars(Experiment()) if name != "folder"]
@@ -126,9 +128,18 @@ def told(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@cache
+def heeds(head: str, name: str) -> bool:
+    "Whether a field changes something for a head; one that this code can't read heeds none of a circuit's."
+    try:
+        return name not in OF_A_CIRCUIT or name in heeded_by(head)
+    except HeadError:
+        return False
+
+
 def varied(records: pd.DataFrame) -> list[str]:
     "Data, head, setting, and every other factor that isn't the same in all records that it concerns; what the setting says is not said again."
-    concerned = {name: records[records.synapses > 0] if name in OF_A_CIRCUIT else records for name in FACTORS}
+    concerned = {name: records[records["head"].map(lambda head: heeds(head, name)).astype(bool)] for name in FACTORS}
     said = [name for name in vars(SETTINGS[1]) if all(vars(SETTINGS[setting])[name] == v for setting, v in zip(records.setting, records[name]))]
     others = [name for name in FACTORS if name not in (*LABELS, *said) and concerned[name][name].map(told).nunique() > 1]
     return [*LABELS, *others]
@@ -186,7 +197,7 @@ def leaderboard(
         last = {LAST + SHOWN[score]: mean_of(group[f"last_test_{score}"], shared) for score in ("accuracy", "auc")}
         mark = "".join(sorted(set("".join(signs[group.index]))))
         rows.append({
-            **{name: "" if name in OF_A_CIRCUIT and not first.synapses else shown(first[name]) for name in factors},
+            **{name: shown(first[name]) if heeds(first["head"], name) else "" for name in factors},
             "head": link_to(first["head"], first.id, first.path) + (f" {mark}" if mark else ""), **scores, **last, "n": len(group),
             "parameters": f"{first.live:,}", "synapses": f"{first.synapses:,}", "images/s": f"{group.images_per_second.median():,.0f}", "device": device_of(group),
         })
@@ -318,7 +329,8 @@ def comparable(records: pd.DataFrame, factor: str = "head") -> Iterator[tuple[st
     outer, inner = ([name for name in factors if (name in OF_A_CIRCUIT) == of_circuit] for of_circuit in (False, True))
     for values, group in records.groupby(outer, dropna=False, sort=False):
         common = [f"{name} {told(value)}" if name not in ("data", "head") else str(value) for name, value in zip(outer, values)]
-        plain, circuits = group[group.synapses == 0], group[group.synapses > 0]
+        concerned = group["head"].map(lambda head: any(heeds(head, name) for name in inner)).astype(bool)
+        plain, circuits = group[~concerned], group[concerned]
         parts = circuits.groupby(inner, dropna=False, sort=False) if inner and len(circuits) else [((), circuits)]
         for inner_values, part in parts:
             yield ", ".join([*common, *(f"{name} {told(value)}" for name, value in zip(inner, inner_values))]), pd.concat([plain, part])
@@ -338,7 +350,7 @@ def by_study(
     seen = set()
     for plan in plans:
         part = records_of(records, plan)
-        seen |= set(part.index)
+        seen |= set(part.index) | set(records.index[(records.id + "/seed" + records.seed.astype(str)) == plan.get("trunk")])   # its trunk is of this study, but in no comparison
         if len(part):
             yield plan, part
     for _, rest in records.drop(index=list(seen)).groupby("data", sort=True):
