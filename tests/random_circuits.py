@@ -14,7 +14,7 @@ def wirings(draw) -> Wiring:
     kind, seed, sensory = draw(some.sampled_from(["ncp", "full", "random", "sensory only", "recurrent only"])), draw(some.integers(0, 999)), draw(some.integers(1, 40))
     if kind == "ncp":
         inter, command, motor = draw(some.integers(1, 16)), draw(some.integers(1, 8)), draw(some.integers(1, 4))
-        return ncp(sensory, inter, command, motor, draw(some.integers(1, inter)), draw(some.integers(1, command)), draw(some.integers(0, 10)), draw(some.integers(1, command)), seed)
+        return ncp(sensory, inter, command, motor, draw(some.integers(1, inter)), draw(some.integers(1, command)), draw(some.integers(0, min(10, command**2))), draw(some.integers(1, command)), seed)
     neurons = draw(some.integers(1, 20))
     motor = draw(some.integers(1, neurons))
     if kind == "full":
