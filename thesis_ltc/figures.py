@@ -181,8 +181,12 @@ def draw_route(
     "The sequences that a head's circuits read, as ways through a map."
     scans = [find_scan(*word) for word in sentence.scan if word.name != "reverse"]
     found = directions(sentence)
-    figure, axes = plt.subplots(1, len(found), figsize=(0.62 * len(found), 0.62), squeeze=False)
-    for axis, direction in zip(axes[0], found):
+    columns = len(found) if len(found) < 4 else -(-len(found) // 2)
+    lines = -(-len(found) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(0.62 * columns, 0.62 * lines), squeeze=False, layout="none")
+    for axis in axes.flat[len(found):]:
+        axis.set_axis_off()
+    for axis, direction in zip(axes.flat, found):
         scan = scans[direction.scan]
         axis.add_patch(plt.Rectangle((-0.5, -0.5), cells, cells, facecolor="#eef3f8", edgecolor="#9fb3c8", linewidth=0.6))
         centres = centres_of(scan, cells)
@@ -197,8 +201,7 @@ def draw_route(
             axis.plot(way[-1, 1], way[-1, 0], "o", color=ORANGE, markersize=2.6)
         axis.set(xlim=(-1, cells), ylim=(cells, -1), aspect="equal")
         axis.set_axis_off()
-    figure.set_layout_engine("none")
-    figure.subplots_adjust(0, 0, 1, 1, 0.05, 0)
+    figure.subplots_adjust(0, 0, 1, 1, 0.05, 0.05)
     return figure
 
 # %% ../nbs/85_figures.ipynb #notpublishable

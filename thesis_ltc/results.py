@@ -230,7 +230,8 @@ def page_table(
     if table.empty:
         return Markdown(empty)
     plain = [name for name in table if name not in links]
-    return table.style.hide(axis="index").format(escape="html", subset=plain).set_properties(**{"white-space": "nowrap"})
+    wide = {"font-size": "85%"} if table.shape[1] > 5 else {}
+    return table.style.hide(axis="index").format(escape="html", subset=plain).set_properties(**{"white-space": "nowrap"} | wide)
 
 
 MANY = 3  # factors that have a column each
@@ -415,7 +416,7 @@ def against(
         found = contrast(records, [head, reference], margin, when) if head != reference else None
         apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
         mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
-        rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "stands beside itself",
+        rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "",
                      "parameters": f"{group.live.iloc[0]:,}"})
     return pd.DataFrame(rows)
 
