@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from .experiment import Experiment, build_model, experiment_id, load_images, resolved, run_seeds
+from .experiment import OF_IMAGES, Experiment, build_model, experiment_id, load_images, resolved, run_seeds
 from .imageset import ImageSet
 from .notebook import seeds_of
 from .study import Study, trunk_run
@@ -25,7 +25,7 @@ from .together import learner_of
 
 # %% ../nbs/74_estimate.ipynb #speed
 IDLE = (  # fields that cost no time
-    "split", "repeat", "folds", "fold", "accept_leakage", "drop_listed", "limit", "elapsed", "normaliser", "wiring_seed", "readout", "dropout", "passes",
+    *(name for name in OF_IMAGES if name not in ("data", "folder")), "limit", "elapsed", "normaliser", "wiring_seed", "readout", "dropout", "passes",
     "learning_rate", "circuit_learning_rate", "epochs", "patience",
 )
 BATCHES, EPOCHS = 3, 3   # of a probe; the first epoch, in which code is compiled, isn't counted
@@ -89,7 +89,7 @@ def estimate(
 
     def measured(experiment: Experiment, place: Path) -> tuple[ImageSet, Speed]:
         key = tuple(value for name, value in vars(experiment).items() if name not in IDLE)
-        images = tuple(getattr(experiment, name) for name in ("data", "folder", "split", "repeat", "folds", "fold", "accept_leakage", "drop_listed"))
+        images = tuple(getattr(experiment, name) for name in OF_IMAGES)
         if images not in sets:
             sets[images] = load_images(experiment)
         if key not in speeds:

@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'use_style', 'embed', 'draw_box', 'crnet_maps', 'draw_crnet', 'steps_of',
            'step_colours', 'draw_scan', 'centres_of', 'draw_route', 'NotPublishable', 'refuse_unpublishable', 'literal',
            'draw_grid', 'draw_augmented', 'draw_mistakes', 'as_far_as_all', 'draw_curves', 'draw_curves_by_head',
-           'draw_classes', 'draw_confusion', 'draw_memory', 'draw_travel', 'save_figures']
+           'slanted', 'draw_classes', 'draw_confusion', 'draw_memory', 'draw_travel', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #58256d68
 import base64
@@ -316,16 +316,21 @@ def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     return figure
 
 
+def slanted(axis: Axes, degrees: float) -> None:
+    "Labels below a heat map slanted, so that long names have room, and those beside it upright."
+    axis.tick_params(axis="y", rotation=0)
+    axis.tick_params(axis="x", rotation=degrees)
+    for label in axis.get_xticklabels():
+        label.set_ha("right")
+
+
 def draw_classes(
     scores: pd.DataFrame,    # heads by classes, 0..1
 ) -> Figure:
     "A score of each class for each head, in percent."
     figure, axis = plt.subplots(figsize=(1.6 + 0.56 * scores.shape[1], 0.9 + 0.3 * len(scores)))
     sns.heatmap(100 * scores.rename(columns=literal), annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 8}, linewidths=0.5)
-    axis.tick_params(axis="y", rotation=0)
-    axis.tick_params(axis="x", rotation=30)
-    for label in axis.get_xticklabels():
-        label.set_ha("right")
+    slanted(axis, 30)
     return figure
 
 
@@ -341,10 +346,7 @@ def draw_confusion(
     sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, square=True, cbar=False, ax=axis,
                 xticklabels=list(map(literal, classes)), yticklabels=list(map(literal, classes)), annot_kws={"fontsize": 8}, linewidths=0.5)
     axis.set(xlabel="predicted class", ylabel="true class; percent of it")
-    axis.tick_params(axis="y", rotation=0)
-    axis.tick_params(axis="x", rotation=45)
-    for label in axis.get_xticklabels():
-        label.set_ha("right")
+    slanted(axis, 45)
     return figure
 
 # %% ../nbs/85_figures.ipynb #draw-memory
@@ -374,10 +376,7 @@ def draw_travel(
     figure, axis = plt.subplots(figsize=(2.2 + 0.42 * shares.shape[1], 1.1 + 0.28 * len(shares)))
     sns.heatmap(100 * shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, ax=axis, annot_kws={"fontsize": 7}, linewidths=0.5)
     axis.set(xlabel="", ylabel="")
-    axis.tick_params(axis="y", rotation=0)
-    axis.tick_params(axis="x", rotation=40)
-    for label in axis.get_xticklabels():
-        label.set_ha("right")
+    slanted(axis, 40)
     return figure
 
 # %% ../nbs/85_figures.ipynb #save-figures

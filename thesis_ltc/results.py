@@ -7,7 +7,8 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SH
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
            'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
-           'by_study', 'asked', 'held', 'found', 'against', 'study_named', 'told_of', 'memories', 'travels']
+           'by_study', 'asked', 'held', 'found', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories',
+           'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -427,12 +428,16 @@ def study_named(name: str, records: pd.DataFrame, plans: Iterable[dict[str, Any]
     return next(((plan, part) for plan, part in found if len(part)), None)
 
 
+def expected_and_found(plan: dict[str, Any], part: pd.DataFrame) -> str:
+    "What a study asks, what it expects, and what it found, in a paragraph of Markdown."
+    return f"{asked(plan, part)} *Expected:* {plan['hypothesis']} A difference of {plan['margin']['value']:g} in {NAMES[plan['margin']['metric']]} would matter. {found(plan, part)}"
+
+
 def told_of(name: str, studied: tuple[dict[str, Any], pd.DataFrame] | None) -> str:
     "What a study asks, expects, holds and found, in a paragraph of Markdown; or how to run it."
     if studied is None:
         return f"The study *{name}* has no records yet: `thesis-ltc study {name}` runs it."
-    plan, part = studied
-    return f"{asked(plan, part)} *Expected:* {plan['hypothesis']} A difference of {plan['margin']['value']:g} in {NAMES[plan['margin']['metric']]} would matter. {found(plan, part)} {held(plan, part)}"
+    return f"{expected_and_found(*studied)} {held(*studied)}"
 
 
 def memories(records: pd.DataFrame) -> pd.DataFrame:   # run (its row in records), id, head, when, circuit, step, gradient
