@@ -1,13 +1,16 @@
 """The experiment notebook through papermill's own command, as a user types it."""
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 from conftest import ROOT, TINY
+from nbclient.exceptions import DeadKernelError
 
+from thesis_ltc.cli import execute
 from thesis_ltc.experiment import Experiment
 from thesis_ltc.notebook import PARAMETERS
 
@@ -64,3 +67,22 @@ def test_the_command_line_refuses_the_same(tmp_path):
     result = subprocess.run([*command, f"open({str(trap)!r}, 'w') #=1"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1 and "the experiment failed, ExperimentError: parameters must be plain names" in result.stderr
     assert page.exists() and not trap.exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("dead, ended", [(1, None), (2, RuntimeError), (0, DeadKernelError)])
+def test_a_kernel_that_never_answered_is_tried_once_more(monkeypatch, tmp_path, capsys, dead, ended):
+    "Jupyter's own error for it comes before the first cell; a kernel that dies in a cell may have trained, and is not started again."
+    calls = []
+
+    def executed(source, page, given, **options):
+        calls.append(given)
+        if len(calls) <= dead:
+            raise RuntimeError("Kernel didn't respond in 60 seconds")
+        if ended is DeadKernelError:
+            raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", executed)
+    with pytest.raises(ended) if ended else nullcontext():
+        execute({"epochs": 1}, tmp_path / "page.ipynb")
+    assert calls == [{"epochs": 1}] * max(1, min(2, dead + (ended is None)))
+    assert capsys.readouterr().err.count("once more") == min(dead, 1)

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 from thesis_ltc import runner
+from thesis_ltc.files import write_json
 from thesis_ltc.study import Study, make_plan, states
 
 pytestmark = pytest.mark.timeout(300)
@@ -69,6 +70,17 @@ def test_nothing_is_started_when_all_is_there(halfway, tmp_path):
     before = log.stat().st_mtime_ns
     began = time.monotonic()
     assert runner.start(finished) and time.monotonic() - began < 5 and log.stat().st_mtime_ns == before
+
+
+def test_what_a_job_said_that_ended_before_its_run_is_told(tmp_path, capfd):
+    plan = plan_in(tmp_path / "runs", ["fc"], 1, epochs=1)
+    folder = Path(plan["runs"]) / plan["cells"][0]["id"]
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho RuntimeError: the kernel is ill\nexit 1\n")
+    python.chmod(0o755)
+    write_json(plan["file"], plan | {"python": str(python)})
+    assert not runner.start(plan) and state_of(plan) == {"fc": ["waiting"]}
+    assert f"the end of {folder / 'run.log'}:\nRuntimeError: the kernel is ill" in capfd.readouterr().err
 
 
 def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):

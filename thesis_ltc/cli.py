@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'MENDABLE', 'data', 'NAME', 'WORDS', 'TO', 'UsageError', 'parse_values', 'parse_value', 'plainly', 'LazyHelp',
-           'run', 'summary_of', 'execute', 'study', 'load_named', 'pack_of', 'show', 'describe', 'audit', 'import_',
-           'build', 'pack', 'book', 'figures', 'publish']
+           'run', 'summary_of', 'execute', 'try_notebook', 'study', 'load_named', 'pack_of', 'show', 'describe',
+           'audit', 'import_', 'build', 'pack', 'book', 'figures', 'publish']
 
 # %% ../nbs/95_cli.ipynb #d386ef26
 import json
@@ -127,22 +127,35 @@ def execute(
     "Execute the experiment notebook; what failed in it is said in a line, the rest is on its page."
     import papermill
 
-    from thesis_ltc.files import repository
-
     gpu = nullcontext()
     if given.get("device") == "cuda":
         from thesis_ltc.runner import one_gpu
 
         gpu = one_gpu()
     page.parent.mkdir(parents=True, exist_ok=True)
-    source = repository() / "nbs" / "experiments" / "run.ipynb"
-    try:  # the kernel has nothing to wind up at the end, for which torch takes seconds: records are on disk before the cell is over
+    try:
         with gpu:
-            papermill.execute_notebook(str(source), str(page), given, kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")
+            try_notebook(given, page)
     except papermill.PapermillExecutionError as error:
         print(f"thesis-ltc: the experiment failed, {error.ename}: {error.evalue}; its page is {page}", file=sys.stderr)
         raise typer.Exit(1) from error
     print(f"executed: {page}")
+
+
+def try_notebook(given: dict[str, Any], page: Path, tries: int = 2) -> None:
+    "Have papermill execute the notebook; where its kernel never answered, and so ran nothing, in a new kernel."
+    import papermill
+
+    from thesis_ltc.files import repository
+
+    source = repository() / "nbs" / "experiments" / "run.ipynb"
+    try:  # the kernel has nothing to wind up at the end, for which torch takes seconds: records are on disk before the cell is over
+        papermill.execute_notebook(str(source), str(page), given, kernel_name="python3", progress_bar=False, shutdown_kernel="immediate")
+    except RuntimeError as error:
+        if type(error) is not RuntimeError or tries == 1:  # a kernel that died in a cell is told by a class of its own
+            raise
+        print(f"thesis-ltc: {error}; once more", file=sys.stderr)
+        try_notebook(given, page, tries - 1)
 
 
 @app.command()
