@@ -7,8 +7,8 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SH
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
            'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
-           'by_study', 'asked', 'held', 'found', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories',
-           'travels']
+           'by_study', 'asked', 'held', 'found', 'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of',
+           'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -25,7 +25,7 @@ from pandas.io.formats.style import Styler
 from .experiment import OF_A_CIRCUIT, Experiment, heeded_by
 from .files import read_json
 from .heads import HEADS
-from .intervals import FEWEST, SPREAD, Mean, contrast, mean_of, overlap, sides
+from .intervals import FEWEST, SPREAD, Contrast, Mean, contrast, mean_of, overlap, sides
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 from .sentence import HeadError
@@ -34,7 +34,7 @@ from .sentence import HeadError
 FACTORS = [name for name in vars(Experiment()) if name != "folder"]
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 COLUMNS = ["id", "seed", *FACTORS, *(f"{when}_{split}_{score}" for when in ("best", "last") for split in ("val", "test") for score in SCORES),
-           "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "macs", "images_per_second", "seconds", "peak_memory_bytes",
+           "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes",
            "device_kind", "device_name", "torch_version", "commit", "code", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class", "finished", "path"]
 
 
@@ -69,7 +69,7 @@ def row_of(record: dict[str, Any], path: Path) -> dict[str, Any]:
     return {
         "id": record["id"], "seed": record["seed"], **{name: record["experiment"].get(name, getattr(Experiment(), name)) for name in FACTORS}, **scores,
         "best_epoch": metrics["best"]["epoch"], "last_epoch": metrics["last"]["epoch"], "stopped": record["stopped"],
-        **{name: record["parameters"][name] for name in ("live", "dense", "synapses")},
+        **{name: record["parameters"][name] for name in ("live", "dense", "synapses")}, "head_live": record["parameters"]["head"],
         **{name: record[name] for name in ("macs", "images_per_second", "seconds", "peak_memory_bytes", "commit", "finished")}, "code": record.get("code"),
         "device_kind": record["device"]["kind"], "device_name": record["device"]["name"], "torch_version": record["versions"]["torch"],
         "data_hash": record["data"]["hash"], "leaks": bool(record["data"]["leakage_accepted"] and (record["data"]["shared_patients"] or record["data"].get("same_pictures"))), "classes": tuple(record["data"]["classes"]),
@@ -404,21 +404,30 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
     return "*Found:* " + ". ".join(lines) + "."
 
 # %% ../nbs/80_results.ipynb #against
+def contrasts(
+    records: pd.DataFrame,       # that differ in nothing but the head and what pairs have in common
+    reference: str,              # a head among them
+    margin: dict[str, Any],      # as a study has it
+    when: str = "best",          # or last
+) -> dict[str, Contrast]:
+    "Every other head beside one of them, in the order of the table of heads."
+    return {head: contrast(records, [head, reference], margin, when) for head in in_order(records["head"]) if head != reference}
+
+
 def against(
     records: pd.DataFrame,       # that differ in nothing but the head and what pairs have in common
     reference: str,              # a head among them
     margin: dict[str, Any],      # as a study has it
     when: str = "best",          # or last
 ) -> pd.DataFrame:               # a row a head, in the order of the table of heads
-    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and what it trains."
-    title, rows = NAMES[margin["metric"]], []
+    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and what it has of parameters."
+    title, rows, others = NAMES[margin["metric"]], [], contrasts(records, reference, margin, when)
     for head in in_order(records["head"]):
-        group = records[records["head"] == head]
-        found = contrast(records, [head, reference], margin, when) if head != reference else None
+        group, found = records[records["head"] == head], others.get(head)
         apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
         mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
         rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "",
-                     "parameters": f"{group.live.iloc[0]:,}"})
+                     "parameters of the head": f"{group.head_live.iloc[0]:,}"})
     return pd.DataFrame(rows)
 
 
