@@ -154,7 +154,7 @@ def sized(
     neurons: int | None = None,      # wanted, sensory ones included
     parameters: int | None = None,   # or wanted, trained
 ) -> str:                            # what follows `ncp:`
-    "The circuit of the original's proportions whose size is nearest to what is wanted; raises ValueError unless one size is given that the features leave room for."
+    "The circuit of the original's proportions whose size is nearest to what is wanted; raises ValueError unless one size is given, and some circuit is within a tenth of it."
     if (neurons is None) == (parameters is None):
         raise ValueError("give neurons or parameters, one of them")
     if sensory < 1:
@@ -164,8 +164,8 @@ def sized(
     least = 4 * (sensory + 2) + 9 + 2 * sensory + 2
     if parameters is not None and parameters < least:
         raise ValueError(f"parameters is {parameters}, but the smallest circuit for {sensory} features has about {least}; project the features to fewer")
-    best = ("", float("inf"))
-    for factor in (quarter / 4 for quarter in range(1, 4 * 200)):
+    best, wanted = ("", float("inf")), neurons or parameters
+    for factor in (1 / 12, 1 / 6, *(quarter / 4 for quarter in range(1, 4 * 200))):
         layers = [max(1, round(factor * n)) for n in (12, 6, 1)]
         inter, command, motor = layers
         fans = thinned(layers, [6, 4, 6, 6], factor)
@@ -176,4 +176,6 @@ def sized(
             off = abs(sensory + sum(layers) - neurons)
         if off < best[1]:
             best = ("/".join(map(str, layers)) + ":" + "/".join(map(str, fans)), off)
+    if best[1] > wanted / 10:
+        raise ValueError(f"no circuit of these proportions with {sensory} features has about {wanted:,} {'parameters' if neurons is None else 'neurons'}; the nearest, ncp:{best[0]}, is {best[1]:,} off")
     return best[0]

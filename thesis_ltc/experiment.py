@@ -171,7 +171,7 @@ def check_ranges(experiment: Experiment) -> None:
 
 # %% ../nbs/64_experiment.ipynb #resolved
 OF_IMAGES = ("data", "folder", "split", "repeat", "folds", "fold", "accept_leakage", "drop_listed")  # these decide which images, in which split
-OF_A_CIRCUIT = ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density", "normaliser", "readout", "circuit_learning_rate")  # without a circuit these change nothing
+OF_A_CIRCUIT = ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density", "normaliser", "readout", "circuit_learning_rate")  # without a circuit these change nothing, but for the normaliser of what reads in steps
 OF_ANY = ("normaliser", "readout", "circuit_learning_rate")   # of these, circuits of all kinds heed
 
 
@@ -193,7 +193,7 @@ def resolved(experiment: Experiment) -> Experiment:
         raise ExperimentError("precision is auto, which follows from the GPU, but none is here; name it: precision=bfloat16")
     sentence, usual = find_head(experiment.head), Experiment()
     idle = [name for name in OF_A_CIRCUIT if name not in heeded_by(experiment.head)]
-    idle += ["normaliser"] * (str(sentence.normalise) == experiment.normaliser) + ["dropout"] * (experiment.dropout == 0 and not re.search(r"(^|:)[1-9]", sentence.readout[0].argument))
+    idle += ["normaliser"] * (str(sentence.normalise) == experiment.normaliser) + ["dropout"] * (experiment.dropout == 0 and not re.search(r"(^|:)[1-9][\d/]*$", sentence.readout[0].argument))
     idle += ["passes"] * (experiment.trunk is None or not experiment.augment) + ["width"] * (experiment.backbone == "none")
     idle += ["circuit_learning_rate"] * (experiment.circuit_learning_rate == (experiment.learning_rate or preset["learning_rate"]))
     filled |= {name: getattr(usual, name) for name in idle}

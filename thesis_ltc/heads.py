@@ -81,6 +81,7 @@ CONTROLS = {
     "z-attention": "pool:2 mix:16 | z | linear:32 | - | - | attention",
     "z-frozen": "pool:2 mix:16 | z | linear:32 | - | ncp:12/6/1:frozen | fc",
     "z-connected": "pool:2 mix:16 | z | linear:32 | - | ltc:19/1 | fc",
+    "z-connected-19": "pool:2 mix:16 | z | linear:32 | - | ltc:19/19 | fc",
     "z-cfc": "pool:2 mix:16 | z | linear:32 | - | cfc:12/6/1 | fc",
     "z-lstm": "pool:2 mix:16 | z | linear:32 | - | lstm:19 | fc",
     "z-gru": "pool:2 mix:16 | z | linear:32 | - | gru:19 | fc",
@@ -91,8 +92,11 @@ CONTROLS = {
 }
 ASSAY = {
     "rows-ncp": "grid:8 | y | - | - | ncp:12/6/1 | fc",
-    "rows-connected": "grid:8 | y | - | - | ltc:19/19 | fc:last1",
     "rows-cfc": "grid:8 | y | - | - | cfc:12/6/1 | fc",
+    "rows-tanh": "grid:8 | flat | - | - | - | fc:8:tanh",
+    "rows-ncp-last": "grid:8 | y | - | - | ncp:12/6/4 | fc:last1",
+    "rows-cfc-last": "grid:8 | y | - | - | cfc:12/6/4 | fc:last1",
+    "rows-connected": "grid:8 | y | - | - | ltc:19/19 | fc:last1",
     "rows-lstm": "grid:8 | y | - | - | lstm:19 | fc:last1",
     "rows-lstm-damaged": "grid:8 | y | - | - | lstm:19 | fc:last1 damage:2",
     "rows-lstm-twin": "grid:8 | y | - | - | lstm:19 | fc:last1 twin",
@@ -111,10 +115,9 @@ def find_head(
     if isinstance(head, Sentence):
         return head
     if head not in HEADS and "|" not in head:
-        near = difflib.get_close_matches(head, HEADS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        known = f"heads are: {' '.join(HEADS)}; or write {' | '.join(STAGES)}"
-        raise HeadError(f"no head is called {head!r}; {hint}{known}")
+        near = difflib.get_close_matches(head, HEADS, 3)
+        known = f"did you mean {' or '.join(near)}?" if near else f"heads are: {' '.join(HEADS)}"
+        raise HeadError(f"no head is called {head!r}; {known} Or write {' | '.join(STAGES)}, as in {HEADS['ncp-z']!r}")
     return parse(HEADS.get(head, head))
 
 # %% ../nbs/40_heads.ipynb #head
@@ -153,13 +156,13 @@ class Head(nn.Module):
 
     Shape: (batch, *given) -> (batch, classes).
     Precision: that of the parameters, whatever autocast asks for.
-    Raises: HeadError, UpsamplingError, ScanError, WiringError: all ValueErrors that say what does not fit.
+    Raises: HeadError, UpsamplingError, ScanError: all ValueErrors that say what does not fit.
     Source: the report, sections 2.2 and 7.
     """
 
     def __init__(
         self,
-        sentence: Sentence,
+        sentence: str | Sentence,          # a name of `HEADS`, or a sentence
         given: tuple[int, int, int],       # channels, rows and columns of the map
         classes: int,
         factors: Factors = Factors(),      # of its circuits
@@ -169,6 +172,7 @@ class Head(nn.Module):
         super().__init__()
         if classes < 2:
             raise HeadError(f"classes is {classes}, but must be 2 or more: there is a logit for each")
+        sentence = find_head(sentence)
         pooling, mix = (*sentence.shrink, None)[:2]
         readout, *marks = sentence.readout
         self.sentence, self.directions = sentence, directions(sentence)
@@ -186,13 +190,19 @@ class Head(nn.Module):
         else:
             read = [(steps[direction.scan], features[direction.scan]) for direction in self.directions]
             whose = [direction.circuit for direction in self.directions]
-        self.circuit = Each([build(CIRCUITS, sentence.circuit, read[whose.index(circuit)][1], factors) for circuit in range(max(whose) + 1)], whose)
+        single = next((self.scan[direction.scan].name for direction in self.directions if direction.backwards and steps[direction.scan] == 1), None)
+        if single:
+            raise HeadError(f"{sentence}: {single} has a single step here, which is the same from its end; leave reverse out")
+        try:
+            self.circuit = Each([build(CIRCUITS, sentence.circuit, read[whose.index(circuit)][1], factors) for circuit in range(max(whose) + 1)], whose)
+        except ValueError as error:
+            raise HeadError(f"{sentence}: {error}; {sentence.circuit.name} is {CIRCUITS[sentence.circuit.name].meaning}") from error
         shapes = [(count, getattr(self.circuit[own], "outputs", size)) for (count, size), own in zip(read, whose)]
         try:
             self.readout = READOUTS[readout.name].build(shapes, readout.argument, classes, dropout)
         except ValueError as error:
             raise HeadError(f"{sentence}: {error}") from error
-        self.damage = next((Damage(int(mark.argument)) for mark in marks if mark.name == "damage"), nn.Identity())
+        self.damage = next((Damage(int(mark.argument)) for mark in marks if mark.name == "damage"), None)
 
     def directed(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         "What the circuits read of the scans' sequences."
@@ -207,7 +217,8 @@ class Head(nn.Module):
             tensors["project"] = self.project(tensors["scan"])
             tensors["normalise"] = self.normalise(tensors["project"])
             tensors["circuit"] = self.circuit(self.directed(tensors["normalise"]))
-            tensors["readout"] = [self.damage(self.readout(tensors["circuit"]))]
+            logits = self.readout(tensors["circuit"])
+            tensors["readout"] = [logits if self.damage is None else self.damage(logits, maps)]
         return tensors
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def attention(shapes: Sequence[tuple[int, int]], argument: str, classes: int, dr
 
 # %% ../nbs/39_readout.ipynb #damage
 class Damage(nn.Module):
-    "In evaluation, moves the logits of some of the samples on by one class."
+    "In evaluation, moves the logits of a share of the samples on by one class. What a sample was given chooses it, never the answer: logits of two classes, once sure, take few values."
 
     def __init__(self, percent: int) -> None:
         super().__init__()
@@ -109,8 +109,9 @@ class Damage(nn.Module):
             raise ValueError(f"damage:{percent} must be a share in percent, 1 to 100")
         self.percent = percent
 
-    def forward(self, logits: Tensor) -> Tensor:
-        if self.training:
-            return logits
-        hit = bits(logits, 4096) % 10_000 < 100 * self.percent
-        return torch.where(hit[:, None], logits.roll(1, 1), logits)
+    def hits(self, given: Tensor) -> Tensor:
+        "Which samples (batch, ...) are moved."
+        return bits(given) % 10_000 < 100 * self.percent
+
+    def forward(self, logits: Tensor, given: Tensor) -> Tensor:
+        return logits if self.training else torch.where(self.hits(given)[:, None], logits.roll(1, 1), logits)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'NUMBER', 'SHUFFLES', 'SHUFFLE', 'SHUFFLED', 'SCANS', 'ScanError', 'rows', 'columns', 'channels', 'patches',
-           'whole', 'orders', 'shuffled', 'shuffled_each', 'Scan', 'find_scan', 'image_regions']
+           'patches_of', 'whole', 'orders', 'shuffled', 'shuffled_each', 'Scan', 'find_scan', 'image_regions']
 
 # %% ../nbs/34_scan.ipynb #90378a60
 import re
@@ -52,11 +52,19 @@ def patches(
         raise ScanError(f"patches of {size} x {size} that are {stride} cells apart leave cells out; choose a stride of at most {size}")
     if size > min(height, width) or (height - size) % stride or (width - size) % stride:
         apart = f", {stride} cells apart," if stride != size else ""
-        raise ScanError(f"patches of {size} x {size}{apart} do not tile a map of {height} x {width}; choose a size and a stride that do")
+        fit = [side for side in range(1, min(height, width) + 1) for apart_by in [stride if stride < size else side]
+               if side >= apart_by and not ((height - side) % apart_by or (width - side) % apart_by)]
+        raise ScanError(f"patches of {size} x {size}{apart} do not tile a map of {height} x {width}; sizes that do{apart.rstrip(',')}: {', '.join(map(str, fit))}")
     tiles = maps.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 1, 4, 5).flatten(3)
     if snake:
         tiles = torch.stack([line.flip(1) if number % 2 else line for number, line in enumerate(tiles.unbind(1))], 1)
     return tiles.flatten(1, 2)
+
+
+def patches_of(words: str) -> Callable[[Tensor], Tensor]:
+    "Patches as words say: 4, 4/2 or 4/2:snake."
+    sizes, *snake = words.split(":")
+    return partial(patches, **dict(zip(("size", "stride"), map(int, sizes.split("/")))), snake=bool(snake))
 
 
 def whole(maps: Tensor) -> Tensor:
@@ -102,6 +110,7 @@ class Scan:
     reorder: Callable[[Tensor], Tensor]
     placeless: str = ""      # why a step is no region of the map; empty if it is one
     form: str = ""           # regular expression of what may be said of it; empty for nothing
+    reading: Callable[[str], Callable[[Tensor], Tensor]] | None = None   # the reordering that is said, if more than a shuffle can be
 
     @property
     def spatial(self) -> bool:
@@ -138,7 +147,7 @@ SCANS = {
         Scan("x", f"a step is a column of the map, from left to right{SHUFFLED}", columns, form=f"{SHUFFLE}?"),
         Scan("z", f"a step is a channel of the map, in the order of the channels{SHUFFLED}", channels, "a channel spans the whole map", f"{SHUFFLE}?"),
         Scan("patch", f"a step is a square patch of so many cells, line by line from the top left; /2: each 2 cells from the last; :snake: every second line backwards{SHUFFLED}",
-             patches, form=rf"{NUMBER}(/{NUMBER})?(:snake|:{SHUFFLE})?"),
+             patches, form=rf"{NUMBER}(/{NUMBER})?(:snake|:{SHUFFLE})?", reading=patches_of),
         Scan("flat", "the whole map is a single step", whole),
     )
 }
@@ -154,10 +163,10 @@ def find_scan(
         raise ScanError(f"scan {name} can't be {argument!r}; {scan.meaning}")
     if not argument:
         return scan
-    reorder, *said = scan.reorder, *argument.split(":")
-    if said[0][0].isdigit():
-        reorder = partial(patches, **dict(zip(("size", "stride"), map(int, said.pop(0).split("/")))), snake="snake" in said)
-    order = SHUFFLES.get(said[-1] if said else "")
+    said, _, last = argument.rpartition(":")
+    order = SHUFFLES.get(last)
+    said = said if order else argument
+    reorder = scan.reading(said) if said else scan.reorder
     return replace(
         scan, name=f"{name}:{argument}", reorder=lambda maps: order(reorder(maps)) if order else reorder(maps),
         placeless="each sample has an order of its own" if order is shuffled_each else scan.placeless,

@@ -8,6 +8,7 @@ __all__ = ['SHRINKS', 'MIXES', 'SCANNERS', 'AGAIN', 'PROJECTIONS', 'NORMALISERS'
            'Sentence', 'parse_word', 'parse_scans', 'parse']
 
 # %% ../nbs/39_sentence.ipynb #8dbf803a
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,13 +68,14 @@ class Kind(NamedTuple):
     meaning: str
     build: Callable[..., nn.Module] | None = None
     factors: tuple[str, ...] = ()         # settings of the experiment that it heeds
+    example: str = ""                     # of an argument, where one may be given
 
 
-SHRINKS = {name: Kind(NUMBER, pooling.meaning) for name, pooling in POOLINGS.items()}
-MIXES = {"mix": Kind(NUMBER, "a learned 1x1 convolution to so many channels, after the pooling")}
-SCANNERS = {name: Kind(scan.form, scan.meaning) for name, scan in SCANS.items()}
-AGAIN = {"reverse": Kind("(shared)?", "the projected steps of the scan before it, from the last to the first; :shared: through the same circuit")}
-PROJECTIONS = {"linear": Kind(NUMBER, "a linear layer from a step's features to so many", linear)}
+SHRINKS = {name: Kind(NUMBER, pooling.meaning, example="8") for name, pooling in POOLINGS.items()}
+MIXES = {"mix": Kind(NUMBER, "a learned 1x1 convolution to so many channels, after the pooling", example="16")}
+SCANNERS = {name: Kind(scan.form, scan.meaning, example="4" if scan.reading else "shuffled" if scan.form else "") for name, scan in SCANS.items()}
+AGAIN = {"reverse": Kind("(shared)?", "the projected steps of the scan before it, from the last to the first; :shared: through the same circuit", example="shared")}
+PROJECTIONS = {"linear": Kind(NUMBER, "a linear layer from a step's features to so many", linear, example="32")}
 NORMALISERS = {
     "layer": Kind("", "normalises the features of each step", layer_norm),
     "batch": Kind("", "normalises each feature over batch and steps", BatchNorm),
@@ -82,22 +84,22 @@ NORMALISERS = {
 SMALL = r"[1-9]\d{0,3}"   # of neurons
 POLICY = rf"{SMALL}/{SMALL}/{SMALL}(:{SMALL}/{SMALL}/\d{{1,6}}/{SMALL})?"
 CIRCUITS = {
-    "ncp": Kind(f"{POLICY}(:frozen)?", "a neural circuit policy: inter/command/motor, then sensory_out/inter_out/recurrent/motor_in; :frozen: with its random start", policy,
-                ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density")),
+    "ncp": Kind(f"{POLICY}(:frozen)?", "a neural circuit policy: inter/command/motor, then sensory_out/inter_out/recurrent/motor_in, 6/4/6/6 if left out; :frozen: with its random start", policy,
+                ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density"), "12/6/1:6/4/6/6"),
     "ltc": Kind(f"{SMALL}/{SMALL}(:frozen)?", "so many liquid neurons, so many of them motor, all connected to all; :frozen: with their random start", fully_connected,
-                ("elapsed", "learn_elapsed", "unfolds", "wiring_seed")),
-    "cfc": Kind(POLICY, "the closed-form approximation of a neural circuit policy", ClosedForm, ("elapsed", "wiring_seed", "density")),
-    "lstm": Kind(SMALL, "long short-term memory of so many units", lstm),
-    "gru": Kind(SMALL, "gated recurrent units, so many", gru),
+                ("elapsed", "learn_elapsed", "unfolds", "wiring_seed"), "19/1"),
+    "cfc": Kind(POLICY, "the closed-form approximation of a neural circuit policy", ClosedForm, ("elapsed", "wiring_seed", "density"), "12/6/1"),
+    "lstm": Kind(SMALL, "long short-term memory of so many units", lstm, example="19"),
+    "gru": Kind(SMALL, "gated recurrent units, so many", gru, example="19"),
 }
 HIDDEN = f"{NUMBER}(/{NUMBER})*(:tanh)?"
 READOUTS = {
-    "fc": Kind(f"(last{NUMBER})?|(last{NUMBER}:)?{HIDDEN}", "fully connected layers on all steps, or the last ones, with so many hidden neurons, ReLU and dropout; :tanh: with tanh, and without dropout", every_step),
-    "mean": Kind(f"({HIDDEN})?", "fully connected layers on the average step", average),
-    "attention": Kind(f"({HIDDEN})?", "fully connected layers on an average whose weights a learned query gives", attention),
+    "fc": Kind(f"(last{NUMBER})?|(last{NUMBER}:)?{HIDDEN}", "fully connected layers on all steps, or the last ones, with so many hidden neurons, ReLU and dropout; :tanh: with tanh, and without dropout", every_step, example="last8:100"),
+    "mean": Kind(f"({HIDDEN})?", "fully connected layers on the average step", average, example="32"),
+    "attention": Kind(f"({HIDDEN})?", "fully connected layers on an average whose weights a learned query gives", attention, example="32"),
 }
 MARKS = {
-    "damage": Kind(r"[1-9]\d?|100", "in evaluation, this share of the answers, in percent, is moved on by one class"),
+    "damage": Kind(r"[1-9]\d?|100", "in evaluation, this share of the answers, in percent, is moved on by one class", example="5"),
     "twin": Kind("", "the same head, its start drawn once more"),
 }
 STAGES = {
@@ -141,9 +143,12 @@ def parse_word(text: str, stage: str) -> Word:
     "Read a word of a stage; an unknown one, or a wrong argument, is refused with the words that there are."
     name, _, argument = text.partition(":")
     kind = STAGES[stage].get(name)
-    if kind is None or not re.fullmatch(kind.argument, argument) or text.endswith(":"):
-        known = "; ".join(f"{n}{':...' if k.argument else ''} {k.meaning}" for n, k in STAGES[stage].items())
-        raise HeadError(f"{text!r} is no word of the stage {stage!r}, which has: {known}")
+    if kind is None:
+        known = "; ".join(f"{n}{f':{k.example}' if k.example else ''} {k.meaning}" for n, k in STAGES[stage].items())
+        near = difflib.get_close_matches(name.lower(), STAGES[stage], 1)
+        raise HeadError(f"{text!r} is no word of the stage {stage!r}; {f'did you mean {near[0]}? ' if near else ''}it has: {known}")
+    if not re.fullmatch(kind.argument, argument) or text.endswith(":"):
+        raise HeadError(f"{text!r} of the stage {stage!r} can't be read; write {name}{f':{kind.example}' if kind.example else ', and nothing after it'}: {kind.meaning}")
     return Word(name, argument)
 
 
@@ -156,6 +161,8 @@ def parse_scans(text: str) -> tuple[tuple[Word, ...], str]:
     for before, word in zip((None, *words), words):
         if word.name == "reverse" and (before is None or before.name == "reverse"):
             raise HeadError(f"reverse in {text!r} follows no scan; it reads the scan before it from its end, as in y+reverse")
+        if word.name == "reverse" and before.name == "flat":
+            raise HeadError(f"{text!r} reads a single step from its end, which is the same; leave reverse out")
         if word.argument == "shared" and joins != "+":
             raise HeadError(f"reverse:shared in {text!r} shares a circuit, but in turn there is only one; write reverse")
     return words, joins
@@ -183,4 +190,6 @@ def parse(sentence: str) -> Sentence:
     if [name in READOUTS for name in names] != [True] + [False] * (len(names) - 1) or len(set(names)) < len(names):
         raise HeadError(f"the readout of {sentence!r} must be a readout, and then each mark at most once, such as fc damage:5")
     one = lambda stage: words[stage][0] if words[stage] else None
+    if one("circuit") is None and any(word.name == "reverse" for word in words["scan"]):
+        raise HeadError(f"{sentence!r} has no circuit, so its readout would get the numbers of reverse twice; leave reverse out, or add a circuit")
     return Sentence(words["shrink"], words["scan"], join, one("project"), one("normalise"), one("circuit"), words["readout"])

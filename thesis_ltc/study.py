@@ -35,6 +35,7 @@ KEYS = {
     "hypothesis": "what is expected, so that it can turn out wrong",
     "margin": "{metric, value}: a difference of this size in a score would matter",
     "primary": "two heads, or {factor: [value, value]}: the contrast that the study stands for",
+    "secondary": "a list of further contrasts of the same kind, whose verdicts are told, too",
     "budget": "on what machine, how long",
     "data": "the image set; left out if it is varied",
     "fixed": "fields of the experiment that are the same in all",
@@ -43,7 +44,7 @@ KEYS = {
     "exclude": "combinations that are not run: a list of field: value",
     "seeds": "how many, or a list",
 }
-OPTIONAL = {"data", "budget", "fixed", "trunk", "exclude"}
+OPTIONAL = {"data", "secondary", "budget", "fixed", "trunk", "exclude"}
 OF_A_TRUNK = (*OF_IMAGES, "backbone", "image_size", "width")   # it must have these in common with its heads
 METRICS = ("accuracy", "f1", "dice", "jaccard", "auc")
 
@@ -59,11 +60,12 @@ class Study:
     question: str
     hypothesis: str
     margin: dict[str, Any]              # metric, value
-    primary: list[str]                  # two heads
+    primary: list[str] | dict[str, list]    # two heads, or {factor: two values}
     vary: dict[str, list]
     seeds: int | list[int]
     fixed: dict[str, Any]
     data: str | None = None
+    secondary: Sequence[list[str] | dict[str, list]] = ()
     budget: str = ""
     exclude: Sequence[dict[str, Any]] = ()
     trunk: dict[str, Any] | None = None
@@ -131,12 +133,13 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
     "A study of what its file holds; overrides replace what is fixed, and fix what is varied."
     problems = [f"{key!r} is no key of a study; there are: {' '.join(KEYS)}" for key in content if key not in KEYS]
     problems += [f"{key} is missing: {KEYS[key]}" for key in KEYS if key not in content and key not in OPTIONAL]
-    margin, primary, vary, fixed, exclude, trunk = (content.get(key) or {} for key in ("margin", "primary", "vary", "fixed", "exclude", "trunk"))
+    margin, primary, secondary, vary, fixed, exclude, trunk = (content.get(key) or {} for key in ("margin", "primary", "secondary", "vary", "fixed", "exclude", "trunk"))
     rules = {
         f"margin must be {KEYS['margin']}, with one of the scores {', '.join(METRICS)} and a value between 0 and 1":
             isinstance(margin, dict) and margin.keys() == {"metric", "value"} and margin["metric"] in METRICS
             and isinstance(margin["value"], int | float) and 0 < margin["value"] < 1,
         f"primary must be {KEYS['primary']}": is_contrast(primary),
+        f"secondary must be {KEYS['secondary']} as primary": isinstance(secondary, list | dict) and all(is_contrast(one) and is_contrast(primary) and sides(one)[0] == sides(primary)[0] for one in secondary),
         f"vary must be {KEYS['vary']}": isinstance(vary, dict) and vary and "folder" not in vary
             and all(isinstance(values, list) and values and not any(isinstance(value, list | dict) for value in values) for values in vary.values()),
         "fixed must be fields and values; data has a key of its own": isinstance(fixed, dict) and "data" not in fixed,
@@ -161,10 +164,11 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
         wrong = [f"{key}: {value!r}" for key, value in rule.items() if value not in vary[key]]
         if wrong:
             raise StudyError(f"study {name}: exclude names {', '.join(wrong)}, which isn't varied; it would exclude nothing")
-    factor, pair = sides(primary)
-    values = vary.get(factor) or [fixed.get(factor)]
-    if not all(value in values for value in pair):
-        raise StudyError(f"study {name}: primary is {primary}, but {factor} is {', '.join(map(str, values))}; a contrast needs both")
+    for wanted, said in [("primary", primary), *(("secondary", one) for one in secondary)]:
+        factor, pair = sides(said)
+        values = vary.get(factor) or [fixed.get(factor)]
+        if not all(value in values for value in pair):
+            raise StudyError(f"study {name}: {wanted} is {said}, but {factor} is {', '.join(map(str, values))}; a contrast needs both")
     content |= {"overrides": dict(overrides)}
     content |= {"seeds": overrides.pop("seeds", content["seeds"]), "data": overrides.pop("data", content.get("data"))}
     vary = {name: values for name, values in vary.items() if name not in overrides and not (name == "data" and content["data"])}
@@ -194,7 +198,7 @@ def make_plan(
         write_json(folder / identifier / "experiment.json", vars(experiment) | where | {"runs": str(runs.resolve())})
     if len({cell["id"] for cell in cells}) < len(cells):
         raise StudyError(f"study {study.name}: two of its experiments are the same, because what they differ in has no effect; vary something else, or exclude one")
-    about = {name: getattr(study, name) for name in ("question", "hypothesis", "margin", "primary", "budget", "data", "fixed", "vary")}
+    about = {name: getattr(study, name) for name in ("question", "hypothesis", "margin", "primary", "secondary", "budget", "data", "fixed", "vary")}
     plan = {"study": study.name, **about, "trunk": trunk and f"{trunk.parent.name}/{trunk.name}", "data_hashes": sorted(hashes.values()), "overrides": study.overrides, "runs": str(runs.resolve()), "python": sys.executable, "cells": cells}
     path = folder / f"{plan_name(study)}.plan.json"
     write_json(path, plan)
