@@ -7,8 +7,8 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SH
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
            'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
-           'by_study', 'asked', 'held', 'found', 'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of',
-           'memories', 'travels']
+           'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'is_planned', 'told_contrast', 'in_words',
+           'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -339,9 +339,17 @@ def comparable(records: pd.DataFrame, factor: str = "head") -> Iterator[tuple[st
 
 
 def records_of(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
-    "Those of a study."
+    "Those of a study; attribute `trunk`: the row of the network whose backbone they read, if there is one."
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
-    return records.loc[pd.Series([key in wanted for key in zip(records.id, records.seed)], index=records.index, dtype=bool)]
+    part = records.loc[pd.Series([key in wanted for key in zip(records.id, records.seed)], index=records.index, dtype=bool)]
+    trunk = records[is_trunk(records, plan)]
+    part.attrs = records.attrs | ({"trunk": trunk.iloc[0].to_dict()} if len(trunk) else {})
+    return part
+
+
+def is_trunk(records: pd.DataFrame, plan: dict[str, Any]) -> pd.Series:
+    "Which record is that of the network whose backbone a study's heads read."
+    return (records.id + "/seed" + records.seed.astype(str)) == plan.get("trunk")
 
 # %% ../nbs/80_results.ipynb #by-study
 def by_study(
@@ -352,7 +360,7 @@ def by_study(
     seen = set()
     for plan in plans:
         part = records_of(records, plan)
-        seen |= set(part.index) | set(records.index[(records.id + "/seed" + records.seed.astype(str)) == plan.get("trunk")])   # its trunk is of this study, but in no comparison
+        seen |= set(part.index) | set(records.index[is_trunk(records, plan)])   # its trunk is of this study, but in no comparison
         if len(part):
             yield plan, part
     for _, rest in records.drop(index=list(seen)).groupby("data", sort=True):
@@ -375,33 +383,60 @@ def held(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
                                          or name in vars(SETTINGS[1]) and part.setting.nunique() == 1 and value != getattr(SETTINGS[part.setting.iloc[0]], name)}
     fixed = {name: told(value) for name, value in values.items() if name not in ("setting", "folder")}
     fixed |= {"setting": str(part.setting.iloc[0])} if part.setting.nunique() == 1 else {}
-    explained = {"width": " (of the backbone's channels; the parameters shrink with it)"} | {name: " (of circuits)" for name in OF_A_CIRCUIT}
+    explained = {"width": " (of the backbone's channels; the parameters shrink with it)"} | {name: " (of circuits)" for name in OF_A_CIRCUIT} | {"normaliser": " (of what reads in steps)"}
     words = [f"{name} {value}{explained.get(name, '')}" for name, value in fixed.items()]
     devices = sorted({device_of(group) for _, group in part.groupby("id")})
-    return f"Held: {', '.join(words)}. Made on {'; '.join(devices)}." if words else f"Made on {'; '.join(devices)}."
+    return (f"Held: {', '.join(words)}. " if words else "") + told_trunk(part.attrs.get("trunk")) + f"Made on {'; '.join(devices)}."
+
+
+def told_trunk(trunk: dict[str, Any] | None) -> str:
+    "The network whose frozen backbone a study's heads read, in a line of Markdown; empty if there is none."
+    if trunk is None:
+        return ""
+    return (f"Frozen: the backbone of a network that was trained once with the head `{trunk['head']}`, for {trunk['last_epoch']} epochs at a learning rate of {trunk['learning_rate']:g}; "
+            f"test accuracy {trunk['best_test_accuracy']:.3f}, AUC {trunk['best_test_auc']:.3f}. It may favour heads of that kind, and what other trunks would give is not asked. ")
 
 
 def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
-    "What a study found, in a line of Markdown: for each group of comparable runs its range of accuracy, and its primary contrast."
+    "What a study found, in a line of Markdown: for each group of comparable runs the range of its score, and the contrasts that were named before."
     lines = []
-    factor, _ = sides(plan["primary"])
-    higher = {} if factor == "head" else {"better": "higher", "worse": "lower"}  # of a split one can't say that it is better
-    word = lambda contrasted: higher.get(contrasted.verdict, contrasted.verdict)
+    factor, metric = sides(plan["primary"])[0], plan["margin"]["metric"]
     for common, group in comparable(part, factor):
-        means = group.groupby(group[factor].map(told) if factor == "head" else factor + " " + group[factor].map(told)).best_test_accuracy.mean()
+        means = group.groupby(group[factor].map(told) if factor == "head" else factor + " " + group[factor].map(told))[f"best_test_{metric}"].mean()
         shares = [confusion_of(group.iloc[[row]]).sum(1).max() / group.test_images.iloc[row] for row in range(len(group))]
         commonest = f"{shares[0]:.3f}" if max(shares) - min(shares) < 5e-4 else f"{min(shares):.3f} to {max(shares):.3f}, as the test part is"
-        said, last = (contrast(group, plan["primary"], plan["margin"], when) for when in ("best", "last"))
-        difference = "no pair of runs yet"
-        if said.difference is not None:
-            interval = f" (95 % interval {said.interval[0]:+.3f} to {said.interval[1]:+.3f})" if said.n >= FEWEST else ""
-            difference = f"{said.difference:+.3f}{interval} in {NAMES[plan['margin']['metric']]} at the best epoch, {last.difference:+.3f} at the last: " + (
-                word(said) if said.verdict == last.verdict else f"{word(said)} by the one, {word(last)} by the other") + f" (n = {said.n})"
+        guessed = {"accuracy": f", where naming the commonest class gives {commonest}", "auc": ", where guessing gives 0.500"}.get(metric, "")
+        contrasted = "; ".join(told_contrast(group, pair, plan["margin"]) for pair in [plan["primary"], *(plan.get("secondary") or [])] if is_planned(plan, group, pair))
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
-        lines.append(f"{common}: accuracy from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`), where naming the commonest class "
-                     f"gives {commonest}; `{said.first}` against `{said.second}`: {difference}{alone}")
+        lines.append(f"{common}: {NAMES[metric]} from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`){guessed}{'; ' * bool(contrasted)}{contrasted}{alone}")
     return "*Found:* " + ". ".join(lines) + "."
+
+
+def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:
+    "Whether a study runs both sides of a contrast where these runs stand; a head without a circuit has no durations to compare."
+    factor, values = sides(pair)
+    if factor == "head":
+        return True
+    run = {str(cell["varied"].get(factor)) for cell in plan["cells"] if cell.get("head") in set(group["head"]) and factor in cell.get("varied", {})}
+    return not run or run >= set(map(str, values))
+
+
+def told_contrast(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
+    "A contrast of comparable runs in words: the difference at the best epoch and at the last, and the verdict."
+    said, last = (contrast(group, pair, margin, when) for when in ("best", "last"))
+    difference = "no pair of runs yet"
+    if said.difference is not None:
+        interval = f" (95 % interval {said.interval[0]:+.3f} to {said.interval[1]:+.3f})" if said.n >= FEWEST else ""
+        words = [in_words(one, sides(pair)[0]) for one in (said, last)]
+        verdict = words[0] if said.verdict == last.verdict else f"{words[0]} by the one, {words[1]} by the other"
+        difference = f"{said.difference:+.3f}{interval} in {NAMES[margin['metric']]} at the best epoch, {last.difference:+.3f} at the last: {verdict} (n = {said.n})"
+    return f"`{said.first}` against `{said.second}`: {difference}"
+
+
+def in_words(contrasted: Contrast, factor: str) -> str:
+    "The verdict of a contrast: of a head one can say that it is better, of the values of another factor only that a score is higher."
+    return contrasted.verdict if factor == "head" else {"better": "higher", "worse": "lower"}.get(contrasted.verdict, contrasted.verdict)
 
 # %% ../nbs/80_results.ipynb #against
 def contrasts(
