@@ -106,7 +106,7 @@ def test_bfloat16_backbone_with_channels_last(head: str, device: str) -> None:
         maps = model.backbone(images)
         logits = model(images)
     assert maps.dtype == torch.bfloat16 and logits.dtype == torch.float32
-    if "each" not in head and "damage" not in head:   # what follows the bits of the map changes with them
+    if "each" not in head and "damage" not in head:   # what follows the numbers of the map may change with them
         torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
     logits.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'PINK', 'GREY', 'VERDICTS', 'AGAINST', 'use_style', 'embed', 'draw_box', 'crnet_maps',
-           'draw_crnet', 'steps_of', 'step_colours', 'draw_scan', 'centres_of', 'draw_route', 'NotPublishable',
-           'refuse_unpublishable', 'literal', 'draw_grid', 'draw_augmented', 'draw_mistakes', 'as_far_as_all',
-           'draw_curves', 'draw_curves_by_head', 'slanted', 'draw_classes', 'draw_confusion', 'draw_memory',
-           'draw_against', 'draw_travel', 'save_figures']
+           'draw_crnet', 'steps_of', 'step_colours', 'draw_scan', 'centres_of', 'unfolded', 'draw_route',
+           'NotPublishable', 'refuse_unpublishable', 'literal', 'draw_grid', 'draw_augmented', 'draw_mistakes',
+           'as_far_as_all', 'draw_curves', 'draw_curves_by_head', 'slanted', 'draw_classes', 'draw_confusion',
+           'draw_memory', 'draw_against', 'draw_travel', 'save_figures']
 
 # %% ../nbs/85_figures.ipynb #58256d68
 import base64
@@ -164,20 +164,31 @@ def draw_scan(
     return figure
 
 # %% ../nbs/85_figures.ipynb #draw-route
-def centres_of(scan: Scan, cells: int) -> np.ndarray | None:
-    "Where the steps of a scan stand on a map of cells x cells (steps, row and column); None if each image has an order of its own. Channels are drawn as a pile."
+def centres_of(scan: Scan, cells: int, depth: int) -> np.ndarray | None:
+    "Where the steps of a scan stand on a map of cells x cells (steps, row and column); None if each image has an order of its own. Channels, so many, are drawn as a pile."
     if scan.name.endswith("-each"):
         return None
     if scan.spatial:
         return np.array([held.nonzero().double().mean(0).tolist() for held in scan.cells(cells, cells)])
-    pile = np.linspace(cells * 0.2, cells * 0.8, cells)
-    order = scan(torch.arange(cells).reshape(1, cells, 1, 1))[0, :, 0]
-    return np.stack([pile, pile], 1)[::-1][order]
+    pile = np.linspace(cells * 0.8, cells * 0.2, depth)
+    order = scan(torch.arange(depth).reshape(1, depth, 1, 1))[0, :, 0]
+    return np.stack([pile, pile], 1)[order]
+
+
+def unfolded(way: np.ndarray, cells: int) -> np.ndarray:
+    "A way (steps, row and column) that goes to and fro on one line, moved to the side as time passes; any other as it is."
+    line = np.ptp(way, axis=0)
+    along = way[:, int(line.argmax())]
+    if len(way) < 3 or len({*np.sign(np.diff(along))}) == 1 or line.min() and not np.allclose(way[:, 0], way[:, 1]):
+        return way
+    time = np.linspace(0.5, cells - 1.5, len(way))
+    return np.stack([time, along] if line.argmax() == 1 and not line.min() else [along, time], 1)
 
 
 def draw_route(
     sentence: Sentence,
-    cells: int = 8,      # of the map that is drawn, along each side
+    cells: int = 8,      # of the shrunk map, along each side
+    depth: int = 8,      # its channels
 ) -> Figure:
     "The sequences that a head's circuits read, as ways through a map."
     scans = [find_scan(*word) for word in sentence.scan if word.name != "reverse"]
@@ -190,14 +201,14 @@ def draw_route(
     for axis, direction in zip(axes.flat, found):
         scan = scans[direction.scan]
         axis.add_patch(plt.Rectangle((-0.5, -0.5), cells, cells, facecolor="#eef3f8", edgecolor="#9fb3c8", linewidth=0.6))
-        centres = centres_of(scan, cells)
+        centres = centres_of(scan, cells, depth)
         if centres is None:
             axis.text(cells / 2 - 0.5, cells / 2 - 0.5, "?", ha="center", va="center", fontsize=13, color=BLUE)
         else:
             if not scan.spatial:
-                for step in centres:
-                    axis.add_patch(plt.Rectangle(step[::-1] - 1.2, 2.4, 2.4, facecolor="white", edgecolor="#9fb3c8", linewidth=0.5))
-            way = centres[::-1] if direction.backwards else centres
+                for step in np.sort(centres, axis=0)[::-1]:
+                    axis.add_patch(plt.Rectangle(step[::-1] - 0.15 * cells, 0.3 * cells, 0.3 * cells, facecolor="white", edgecolor="#9fb3c8", linewidth=0.5))
+            way = unfolded(centres[::-1] if direction.backwards else centres, cells)
             axis.plot(way[:, 1], way[:, 0], "-", color=BLUE, linewidth=0.9 if len(way) < 40 else 0.5)
             axis.plot(way[-1, 1], way[-1, 0], "o", color=ORANGE, markersize=2.6)
         axis.set(xlim=(-1, cells), ylim=(cells, -1), aspect="equal")
