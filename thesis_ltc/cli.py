@@ -75,13 +75,15 @@ class LazyHelp(typer.core.TyperCommand):
     "A command whose help lists the values that it takes; they are looked up when help is asked for."
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        from thesis_ltc.experiment import Experiment
         from thesis_ltc.notebook import PARAMETERS
 
         super().format_help(ctx, formatter)
         formatter.write("\nValues, name=value:\n")
         width = max(map(len, PARAMETERS))
         for name, meaning in PARAMETERS.items():
-            formatter.write(f"  {name:{width}}  {meaning}\n")
+            usual = getattr(Experiment(), name, None)
+            formatter.write(f"  {name:{width}}  {meaning}{'' if usual is None else f' [{usual}]'}\n")
 
 
 @app.command(cls=LazyHelp)

@@ -129,4 +129,4 @@ def told(table: pd.DataFrame, study: Study) -> str:
     hours = table.hours[before].sum() + max(table.hours[~before].sum() / beside, table.hours[~before].max())
     lines = table.assign(**{"seconds an epoch": table["seconds an epoch"].map("{:.2f}".format), "hours": table.hours.map("{:.2f}".format)}).to_string(index=False)
     side = f", {beside} side by side" if beside > 1 else ""
-    return f"{lines}\n{len(study.cells())} experiments, {table.runs[~before].sum()} runs{side}: about {hours:.1f} hours on this machine, if none stops early"
+    return f"{lines}\n{len(study.cells())} experiments, {table.runs[~before].sum()} runs{side}: about {hours:.1f} hours on this machine, as busy as it is now, if none stops early"

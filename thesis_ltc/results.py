@@ -277,10 +277,10 @@ def legend(records: pd.DataFrame, brief: bool = False) -> Any:
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
     groups = alike(records, marks(records))
     sizes, drawn = [len(group) for group in groups], any(overlap(group) for group in groups)
-    runs = "runs, of several seeds or draws of the split," if drawn else "seeds"
-    spread = [f"the lowest and the highest of {sizes[0] if len(set(sizes)) == 1 else f'fewer than {SPREAD}'} {runs.strip(',')}"] if any(1 < size < SPREAD for size in sizes) else []
-    spread += [f"± half the 95 % interval of the mean over n {runs.strip(',')} (Student's t{', corrected where the split varies' if drawn else ''})"] if max(sizes) >= SPREAD else []
-    epochs = f"Scores are means over n {runs} on the test images, at the epoch with the lowest validation loss" + ("" if brief else "; those called *last* are of the last epoch")
+    runs = "runs" if drawn else "seeds"
+    spread = [f"the lowest and the highest of {sizes[0] if len(set(sizes)) == 1 else f'fewer than {SPREAD}'} {runs}"] if any(1 < size < SPREAD for size in sizes) else []
+    spread += [f"± half the 95 % interval of the mean over n {runs} (Student's t{', corrected where the split varies' if drawn else ''})"] if max(sizes) >= SPREAD else []
+    epochs = f"Scores are means over n {runs}{', of several seeds or draws of the split,' * drawn} on the test images, at the epoch with the lowest validation loss" + ("" if brief else "; those called *last* are of the last epoch")
     below = [f"Below a mean: {' or '.join(spread)}"] if spread else []
     return Markdown(". ".join([epochs, *below, "Parameters are live ones: of synapses that exist; images/s are medians in training", *used, *broken]) + ".")
 
@@ -358,7 +358,7 @@ def by_study(
 ) -> Iterator[tuple[dict[str, Any] | None, pd.DataFrame]]:             # a plan and its records
     "Records of each study that has some, then those of none, with None for a plan."
     seen = set()
-    for plan in plans:
+    for plan in sorted(plans, key=lambda plan: bool(plan.get("overrides"))):   # those that a command changed come last
         part = records_of(records, plan)
         seen |= set(part.index) | set(records.index[is_trunk(records, plan)])   # its trunk is of this study, but in no comparison
         if len(part):

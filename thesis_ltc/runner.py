@@ -46,7 +46,9 @@ def outlook(plan: Mapping[str, Any]) -> str:
     "What a study has and what is missing, in a line."
     table = states(plan)
     missing = table[table.state != "done"]
-    return f"{len(plan['cells'])} experiments, {len(table)} runs, {len(missing)} of them to do in {missing.experiment.nunique()} experiments"
+    published = sum(any((repository() / "results").glob(f"*/{run.experiment}/seed{run.seed}/record.json")) for run in missing.itertuples())
+    return (f"{len(plan['cells'])} experiments, {len(table)} runs, {len(missing)} of them to do in {missing.experiment.nunique()} experiments"
+            + f"; results/ has records of {published} of these, which the book shows without a run" * bool(published))
 
 
 def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:

@@ -20,10 +20,10 @@ from typing import Any
 import pandas as pd
 
 from .checkpoint import read_status
-from .experiment import FIELDS, OF_IMAGES, Experiment, build_model, experiment_id, load_images, refuse_unknown, resolved, run
+from .experiment import FIELDS, OF_IMAGES, Experiment, experiment_id, load_images, refuse_unknown, resolved, run
 from .files import atomic_write, read_json, read_yaml, write_json
 from .intervals import sides
-from .notebook import seeds_of
+from .notebook import check_head, seeds_of
 
 # %% ../nbs/70_study.ipynb #studyerror
 class StudyError(ValueError):
@@ -117,7 +117,7 @@ def check_heads(study: Study) -> None:
         if shape not in seen:
             seen.add(shape)
             try:
-                build_model(replace(experiment, width=1 / 32), 2, 0)
+                check_head(experiment)
             except ValueError as error:
                 raise StudyError(f"head {experiment.head}: {error}") from error
 
