@@ -236,7 +236,7 @@ def page_table(
 
 
 MANY = 3  # factors that have a column each
-BRIEFLY = ("accuracy", "F1", "AUC", "n", "parameters", "synapses", "images/s")
+BRIEFLY = ("accuracy", "F1", "AUC", "n", "parameters", "images/s")
 
 
 def in_two_lines(mean: Mean | None) -> str:
@@ -253,6 +253,7 @@ def board(
     table = leaderboard(records, among)
     if table.empty:
         return page_table(table)
+    table["parameters"] += [f"<br><small>{synapses} synapses</small>" if synapses != "0" else "" for synapses in table.pop("synapses")]
     extra = [name for name in varied(records) if name not in (*LABELS, *REPLICATES)]
     if len(extra) > MANY:  # a column for each would push the scores off the page
         told = [", ".join(f"{name} {value}" for name, value in row.items() if value != "") for row in table[extra].to_dict("records")]
@@ -262,7 +263,7 @@ def board(
     alike = [name for name in ("data", "setting", "device") if table[name].nunique() == 1]
     table = table[[name for name in wanted if name not in alike]]
     scores = [name for name in table if name.removeprefix(LAST) in SHOWN.values()]
-    page = page_table(table, links=["head", *scores]).format(in_two_lines, subset=scores)
+    page = page_table(table, links=["head", "parameters", *scores]).format(in_two_lines, subset=scores)
     return page.set_properties(subset=["differs in"], **{"white-space": "normal"}) if "differs in" in table else page
 
 
