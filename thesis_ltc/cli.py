@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'MENDABLE', 'data', 'NAME', 'WORDS', 'TO', 'UsageError', 'parse_values', 'parse_value', 'plainly', 'LazyHelp',
            'run', 'summary_of', 'execute', 'try_notebook', 'study', 'load_named', 'pack_of', 'show', 'describe',
-           'audit', 'import_', 'build', 'pack', 'book', 'figures', 'publish']
+           'audit', 'import_', 'build', 'pack', 'book', 'figures', 'publish', 'confirm']
 
 # %% ../nbs/95_cli.ipynb #d386ef26
 import json
@@ -386,6 +386,18 @@ def publish(name: Annotated[str, typer.Argument(help="A study that is complete."
         root = repository()
         count = studies.publish(studies.find_plan(name, root / "runs"), root / "results")
         print(f"{count} runs published in {root / 'results' / name}")
+
+
+@app.command()
+def confirm(name: Annotated[str, typer.Argument(help="A published study, of which runs/ has a seed of each experiment, run by the present code.", show_default=False)]) -> None:
+    "Compare runs with what was published; if they agree to the bit, records made by earlier code lose their mark."
+    from thesis_ltc import study as studies
+    from thesis_ltc.files import repository
+
+    with plainly():
+        root = repository()
+        count = studies.confirm(studies.find_plan(name, root / "results"), root / "runs")
+        print(f"{count} runs agree with results/{name}")
 
 # %% ../nbs/95_cli.ipynb #7475dcec
 #| eval: false

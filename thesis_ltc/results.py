@@ -29,13 +29,14 @@ from .intervals import FEWEST, SPREAD, Contrast, Mean, contrast, mean_of, overla
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 from .sentence import HeadError
+from .study import CONFIRMED
 
 # %% ../nbs/80_results.ipynb #load-records
 FACTORS = [name for name in vars(Experiment()) if name != "folder"]
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 COLUMNS = ["id", "seed", *FACTORS, *(f"{when}_{split}_{score}" for when in ("best", "last") for split in ("val", "test") for score in SCORES),
            "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes",
-           "device_kind", "device_name", "torch_version", "commit", "code", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class", "finished", "path"]
+           "device_kind", "device_name", "torch_version", "commit", "code", "codes", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class", "finished", "path"]
 
 
 def load_records(
@@ -43,9 +44,11 @@ def load_records(
 ) -> pd.DataFrame:              # columns as `COLUMNS`, in the order of id and seed; attribute `broken`: files left out, with the reason
     "All records below some folders, a row a run."
     rows, broken, seen = [], {}, set()
+    confirmed = cache(lambda shelf: read_json(shelf / CONFIRMED) if (shelf / CONFIRMED).exists() else {})
     for path in [path for directory in directories for path in sorted(Path(directory).glob("**/seed*/record.json"))]:
         try:
             row = row_of(read_json(path), path)
+            row["codes"] = (row["code"], *confirmed(path.parents[2]).get(row["id"], ()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             broken[str(path)] = f"{type(error).__name__}: {error}"
             continue
@@ -151,11 +154,11 @@ def marks(records: pd.DataFrame) -> pd.Series:
     parts = [records[name].map(told) for name in ("data", "split", "repeat", "folds", "fold", "drop_listed")]
     newest = records.assign(finished=pd.to_datetime(records.finished, utc=True)).sort_values("finished").groupby(parts).data_hash.last() if len(records) else {}
     current = [newest[key] for key in zip(*parts)]
-    signs = zip(records.code != [code_hash(synapses > 0) for synapses in records.synapses], records.data_hash != current, records.leaks.astype(bool), records.one_class.astype(bool))
+    signs = zip([code_hash(synapses > 0) not in codes for synapses, codes in zip(records.synapses, records.codes)], records.data_hash != current, records.leaks.astype(bool), records.one_class.astype(bool))
     return pd.Series(["".join(sign for sign, holds in zip(LEGEND, line) if holds) for line in signs], index=records.index, dtype=object)
 
 
-LEGEND = {"†": "made by other code than that which this book was built from", "‡": "from other images than the newest records of that data set and split",
+LEGEND = {"†": "made by other code than that which this book was built from, and not confirmed by it", "‡": "from other images than the newest records of that data set and split",
           "§": "a patient, or the same picture, stands in two splits: accepted expressly, and not comparable with the rest",
           "¶": "at least one of its runs gives all test pictures the same class"}
 
