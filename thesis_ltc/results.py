@@ -414,7 +414,7 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
         lines.append(f"{common}: {NAMES[metric]} from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`){guessed}{'; ' * bool(contrasted)}{contrasted}{alone}")
-    return "*Found:* " + ". ".join(lines) + "."
+    return "*Found:* " + ". ".join(lines) + "." if len(lines) < 4 else "*Found:*\n\n- " + "\n- ".join(lines) + "\n\n"
 
 
 def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:
