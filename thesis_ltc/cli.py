@@ -80,9 +80,9 @@ class LazyHelp(typer.core.TyperCommand):
 
         super().format_help(ctx, formatter)
         formatter.write("\nValues, name=value:\n")
-        width = max(map(len, PARAMETERS))
+        width, defaults = max(map(len, PARAMETERS)), Experiment()
         for name, meaning in PARAMETERS.items():
-            usual = getattr(Experiment(), name, None)
+            usual = getattr(defaults, name, None)
             formatter.write(f"  {name:{width}}  {meaning}{'' if usual is None else f' [{usual}]'}\n")
 
 

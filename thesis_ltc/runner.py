@@ -78,8 +78,8 @@ def start(
         if process.returncode and (states(plan).state == "waiting").any():
             print(f"Snakemake ended with status {process.returncode}; the end of {log}:\n{last_lines(log, 15)}", file=sys.stderr)
             for experiment in states(plan).query("state == 'waiting'").experiment.unique():
-                said = Path(plan["runs"]) / experiment / "run.log"
-                print(f"the end of {said}:\n{last_lines(said, 3)}", file=sys.stderr)
+                job = Path(plan["runs"]) / experiment / "run.log"
+                print(f"the end of {job}:\n{last_lines(job, 3)}", file=sys.stderr)
     return is_complete(states(plan))
 
 
