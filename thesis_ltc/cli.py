@@ -40,14 +40,14 @@ def parse_values(words: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    "A JSON value, or the text itself."
+    "A JSON value, a list whose texts need no quotes, or the text itself."
     capital = {"True": True, "False": False, "None": None}  # as Python and papermill write them
     if text in capital:
         return capital[text]
     try:
         return json.loads(text, parse_constant=str)
     except ValueError:
-        return text
+        return [parse_value(part.strip()) for part in text[1:-1].split(",")] if text.startswith("[") and text.endswith("]") else text
 
 # %% ../nbs/95_cli.ipynb #plainly
 MENDABLE = {"RunIsBusy", "Interrupted", "NonFinite", "DeadKernelError"}  # by name, so that nothing heavy is imported to know them
@@ -163,7 +163,7 @@ def try_notebook(given: dict[str, Any], page: Path, tries: int = 2) -> None:
 @app.command()
 def study(
     name: Annotated[str, typer.Argument(help="A file of studies/, without .yaml, or a path.", show_default=False)],
-    set_: Annotated[list[str], typer.Option("--set", help="name=value: another value of a field, or other seeds.")] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="name=value: another value of a field, or other seeds; name=[value,value] varies it.")] = [],  # noqa: B006
     watch: Annotated[bool, typer.Option("--watch", help="Show how far it is, and start nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Probe its experiments, say how long it would take here, and start nothing.")] = False,

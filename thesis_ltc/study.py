@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'OF_A_TRUNK', 'METRICS', 'CONFIRMED', 'COMPARED', 'StudyError', 'Study', 'read_study',
-           'check_heads', 'is_contrast', 'study_of', 'make_plan', 'trunk_run', 'plan_name', 'load_plans', 'find_plan',
-           'states', 'is_complete', 'cell_failure', 'publish', 'confirm']
+           'check_heads', 'can_vary', 'is_contrast', 'study_of', 'make_plan', 'trunk_run', 'plan_name', 'load_plans',
+           'find_plan', 'states', 'is_complete', 'cell_failure', 'publish', 'confirm']
 
 # %% ../nbs/70_study.ipynb #79d4058e
 import hashlib
@@ -122,6 +122,11 @@ def check_heads(study: Study) -> None:
                 raise StudyError(f"head {experiment.head}: {error}") from error
 
 
+def can_vary(values: Any) -> bool:
+    "Whether this is a list of plain values, one or more, none of them twice."
+    return isinstance(values, list) and len(set(map(str, values))) == len(values) > 0 and not any(isinstance(value, list | dict) for value in values)
+
+
 def is_contrast(primary: Any) -> bool:
     "Whether a study's primary contrast is one: two heads, or a factor with two values."
     if isinstance(primary, dict):
@@ -130,7 +135,8 @@ def is_contrast(primary: Any) -> bool:
 
 
 def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> Study:
-    "A study of what its file holds; overrides replace what is fixed, and fix what is varied."
+    "A study of what its file holds; an override takes the place of what is fixed or varied: a value fixes a field, a list varies it."
+    lists = {name: values for name, values in overrides.items() if isinstance(values, list) and name not in ("seeds", "folder")}
     problems = [f"{key!r} is no key of a study; there are: {' '.join(KEYS)}" for key in content if key not in KEYS]
     problems += [f"{key} is missing: {KEYS[key]}" for key in KEYS if key not in content and key not in OPTIONAL]
     margin, primary, secondary, vary, fixed, exclude, trunk = (content.get(key) or {} for key in ("margin", "primary", "secondary", "vary", "fixed", "exclude", "trunk"))
@@ -140,17 +146,15 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
             and isinstance(margin["value"], int | float) and 0 < margin["value"] < 1,
         f"primary must be {KEYS['primary']}": is_contrast(primary),
         f"secondary must be {KEYS['secondary']} as primary": isinstance(secondary, list | dict) and all(is_contrast(one) and is_contrast(primary) and sides(one)[0] == sides(primary)[0] for one in secondary),
-        f"vary must be {KEYS['vary']}": isinstance(vary, dict) and vary and "folder" not in vary
-            and all(isinstance(values, list) and values and not any(isinstance(value, list | dict) for value in values) for values in vary.values()),
+        f"vary must be {KEYS['vary']}, none of them twice": isinstance(vary, dict) and vary and "folder" not in vary and all(map(can_vary, [*vary.values(), *lists.values()])),
         "fixed must be fields and values; data has a key of its own": isinstance(fixed, dict) and "data" not in fixed,
         "question and hypothesis must be sentences": all(isinstance(content.get(key), str) and content[key].strip() for key in ("question", "hypothesis")),
         "budget must be text": isinstance(content.get("budget", ""), str),
-        "a field must be fixed or varied, not both, and no value varied twice": isinstance(vary, dict) and isinstance(fixed, dict) and not vary.keys() & fixed.keys()
-            and all(len(set(map(str, values))) == len(values) for values in vary.values() if isinstance(values, list)),
+        "a field must be fixed or varied, not both": isinstance(vary, dict) and isinstance(fixed, dict) and not vary.keys() & fixed.keys(),
         "data must be given once: as a key, or varied": isinstance(vary, dict) and bool(content.get("data")) != ("data" in vary),
         f"trunk must be {KEYS['trunk']}": isinstance(trunk, dict) and ("trunk" not in content or bool(trunk)),
         f"a trunk and its heads have {', '.join(OF_A_TRUNK)} in common; fix what differs": not isinstance(trunk, dict) or not trunk
-            or isinstance(vary, dict) and not (vary.keys() | trunk.keys()) & {*OF_A_TRUNK},
+            or isinstance(vary, dict) and not (vary.keys() | trunk.keys() | lists.keys()) & {*OF_A_TRUNK},
         "a study has one trunk: write fields under trunk, or a run in fixed": not isinstance(trunk, dict) or not trunk
             or isinstance(vary, dict) and isinstance(fixed, dict) and "trunk" not in vary.keys() | fixed.keys() | trunk.keys() | overrides.keys(),
         f"exclude must be {KEYS['exclude']}": isinstance(exclude, list | dict) and all(isinstance(rule, dict) for rule in exclude),
@@ -170,9 +174,10 @@ def study_of(name: str, content: dict[str, Any], overrides: dict[str, Any]) -> S
         if not all(value in values for value in pair):
             raise StudyError(f"study {name}: {wanted} is {said}, but {factor} is {', '.join(map(str, values))}; a contrast needs both")
     content |= {"overrides": dict(overrides)}
-    content |= {"seeds": overrides.pop("seeds", content["seeds"]), "data": overrides.pop("data", content.get("data"))}
-    vary = {name: values for name, values in vary.items() if name not in overrides and not (name == "data" and content["data"])}
-    return Study(name, **content | {"vary": vary, "fixed": fixed | overrides, "exclude": list(exclude)})
+    replaced = {name: value for name, value in overrides.items() if name not in lists}
+    content |= {"seeds": replaced.pop("seeds", content["seeds"]), "data": replaced.pop("data", None if "data" in lists else content.get("data"))}
+    vary = {name: values for name, values in vary.items() if name not in overrides} | lists
+    return Study(name, **content | {"vary": vary, "fixed": {name: value for name, value in fixed.items() if name not in lists} | replaced, "exclude": list(exclude)})
 
 # %% ../nbs/70_study.ipynb #make-plan
 def make_plan(
