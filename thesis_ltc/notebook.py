@@ -78,7 +78,7 @@ class SeedsFailed(ExperimentError):
 
 def check_head(experiment: Experiment) -> None:
     "Raise ValueError for a head that can't be built, or doesn't fit its images; nothing is loaded for it, and no folder made."
-    build_model(replace(experiment, width=1 / 32), 2, 0)
+    build_model(experiment, 2, 0)
 
 
 def train(

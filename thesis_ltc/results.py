@@ -7,8 +7,8 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SH
            'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
            'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
-           'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'is_planned', 'told_contrast', 'in_words',
-           'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories', 'travels']
+           'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'commonest', 'is_planned', 'told_contrast',
+           'in_words', 'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -29,7 +29,7 @@ from .intervals import FEWEST, SPREAD, Contrast, Mean, contrast, mean_of, overla
 from .objective import SETTINGS
 from .record import SCHEMA, code_hash
 from .sentence import HeadError
-from .study import CONFIRMED
+from .study import CONFIRMED, has_both
 
 # %% ../nbs/80_results.ipynb #load-records
 FACTORS = [name for name in vars(Experiment()) if name != "folder"]
@@ -43,19 +43,19 @@ def load_records(
     *directories: str | Path,   # runs/, results/, or one experiment's folder; records lie in seed folders somewhere below
 ) -> pd.DataFrame:              # columns as `COLUMNS`, in the order of id and seed; attribute `broken`: files left out, with the reason
     "All records below some folders, a row a run."
-    rows, broken, seen = [], {}, set()
+    rows, broken = {}, {}
     confirmed = cache(lambda shelf: read_json(shelf / CONFIRMED) if (shelf / CONFIRMED).exists() else {})
     for path in [path for directory in directories for path in sorted(Path(directory).glob("**/seed*/record.json"))]:
         try:
             row = row_of(read_json(path), path)
-            row["codes"] = (row["code"], *confirmed(path.parents[2]).get(row["id"], ()))
+            codes = (row["code"], *confirmed(path.parents[2]).get(row["id"], ()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             broken[str(path)] = f"{type(error).__name__}: {error}"
             continue
-        if (row["id"], row["seed"]) not in seen:
-            seen.add((row["id"], row["seed"]))
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS).sort_values(["id", "seed"], ignore_index=True)
+        first = rows.setdefault((row["id"], row["seed"]), row | {"codes": codes})
+        if all(first[name] == row[name] for name in ("code", "finished", "seconds")):   # two copies of one run
+            first["codes"] = tuple(dict.fromkeys(first["codes"] + codes))
+    table = pd.DataFrame(list(rows.values()), columns=COLUMNS).sort_values(["id", "seed"], ignore_index=True)
     table.attrs["broken"] = broken
     return table
 
@@ -387,18 +387,20 @@ def held(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
                                          or name in vars(SETTINGS[1]) and part.setting.nunique() == 1 and value != getattr(SETTINGS[part.setting.iloc[0]], name)}
     fixed = {name: told(value) for name, value in values.items() if name not in ("setting", "folder")}
     fixed |= {"setting": str(part.setting.iloc[0])} if part.setting.nunique() == 1 else {}
-    explained = {"width": " (of the backbone's channels; the parameters shrink with it)"} | {name: " (of circuits)" for name in OF_A_CIRCUIT} | {"normaliser": " (of what reads in steps)"}
+    explained = {"width": " (of the backbone's channels; the parameters shrink with it)", "limit": " (the images of each part, the test part too)" if fixed.get("limit", "none") != "none" else ""} | {name: " (of circuits)" for name in OF_A_CIRCUIT} | {"normaliser": " (of what reads in steps)"}
     words = [f"{name} {value}{explained.get(name, '')}" for name, value in fixed.items()]
     devices = sorted({device_of(group) for _, group in part.groupby("id")})
-    return (f"Held: {', '.join(words)}. " if words else "") + told_trunk(part.attrs.get("trunk")) + f"Made on {'; '.join(devices)}."
+    other = int(marks(part).str.contains("†").sum())
+    return (f"Held: {', '.join(words)}. " if words else "") + told_trunk(part.attrs.get("trunk")) + f"Made on {'; '.join(devices)}." + f" † {other} of the {len(part)} runs were {LEGEND['†']}." * bool(other)
 
 
 def told_trunk(trunk: dict[str, Any] | None) -> str:
     "The network whose frozen backbone a study's heads read, in a line of Markdown; empty if there is none."
     if trunk is None:
         return ""
+    auc = "" if pd.isna(trunk["best_test_auc"]) else f", AUC {trunk['best_test_auc']:.3f}"
     return (f"Frozen: the backbone of a network that was trained once with the head `{trunk['head']}`, for {trunk['last_epoch']} epochs at a learning rate of {trunk['learning_rate']:g}; "
-            f"test accuracy {trunk['best_test_accuracy']:.3f}, AUC {trunk['best_test_auc']:.3f}. It may favour heads of that kind, and what other trunks would give is not asked. ")
+            f"test accuracy {trunk['best_test_accuracy']:.3f}{auc}. It may favour heads of that kind, and what other trunks would give is not asked. ")
 
 
 def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
@@ -407,9 +409,7 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
     factor, metric = sides(plan["primary"])[0], plan["margin"]["metric"]
     for common, group in comparable(part, factor):
         means = group.groupby(group[factor].map(told) if factor == "head" else factor + " " + group[factor].map(told))[f"best_test_{metric}"].mean()
-        shares = [confusion_of(group.iloc[[row]]).sum(1).max() / group.test_images.iloc[row] for row in range(len(group))]
-        commonest = f"{shares[0]:.3f}" if max(shares) - min(shares) < 5e-4 else f"{min(shares):.3f} to {max(shares):.3f}, as the test part is"
-        guessed = {"accuracy": f", where naming the commonest class gives {commonest}", "auc": ", where guessing gives 0.500"}.get(metric, "")
+        guessed = {"accuracy": f", where naming the commonest class gives {commonest(group)}", "auc": ", where guessing gives 0.500"}[metric] if metric in ("accuracy", "auc") else ""
         contrasted = "; ".join(told_contrast(group, pair, plan["margin"]) for pair in [plan["primary"], *(plan.get("secondary") or [])] if is_planned(plan, group, pair))
         silent = group[group.one_class.astype(bool)].groupby("head").seed.count()
         alone = "".join(f"; {count} of the {(group['head'] == head).sum()} runs of `{head}` give{'s' * (count == 1)} all pictures the same class" for head, count in silent.items())
@@ -417,20 +417,23 @@ def found(plan: dict[str, Any], part: pd.DataFrame) -> str:
     return "*Found:* " + ". ".join(lines) + "." if len(lines) < 4 else "*Found:*\n\n- " + "\n- ".join(lines) + "\n\n"
 
 
+def commonest(records: pd.DataFrame) -> str:
+    "What share of the test images the commonest class has, in words."
+    shares = [confusion_of(records.iloc[[row]]).sum(1).max() / records.test_images.iloc[row] for row in range(len(records))]
+    return f"{shares[0]:.3f}" if max(shares) - min(shares) < 5e-4 else f"{min(shares):.3f} to {max(shares):.3f}, as the test part is"
+
+
 def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:
-    "Whether a study runs both sides of a contrast where these runs stand; a head without a circuit has no durations to compare."
-    factor, values = sides(pair)
-    if factor == "head":
-        return True
-    run = {str(cell["varied"].get(factor)) for cell in plan["cells"] if cell.get("head") in set(group["head"]) and factor in cell.get("varied", {})}
-    return not run or run >= set(map(str, values))
+    "Whether a study runs both sides of a contrast where these runs stand; a head without a circuit has no durations to compare, and a command may have left heads out."
+    everywhere = sides(pair)[0] == "head"
+    return has_both(plan | {"cells": [cell for cell in plan["cells"] if everywhere or cell["head"] in set(group["head"])]}, pair)
 
 
 def told_contrast(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
     "A contrast of comparable runs in words: the difference at the best epoch and at the last, and the verdict."
     said, last = (contrast(group, pair, margin, when) for when in ("best", "last"))
     difference = "no pair of runs yet"
-    if said.difference is not None:
+    if said.difference is not None and last.difference is not None:
         interval = f" (95 % interval {said.interval[0]:+.3f} to {said.interval[1]:+.3f})" if said.n >= FEWEST else ""
         words = [in_words(one, sides(pair)[0]) for one in (said, last)]
         verdict = words[0] if said.verdict == last.verdict else f"{words[0]} by the one, {words[1]} by the other"
@@ -459,14 +462,14 @@ def against(
     margin: dict[str, Any],      # as a study has it
     when: str = "best",          # or last
 ) -> pd.DataFrame:               # a row a head, in the order of the table of heads
-    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and what it has of parameters."
+    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and how many parameters it trains."
     title, rows, others = NAMES[margin["metric"]], [], contrasts(records, reference, margin, when)
     for head in in_order(records["head"]):
         group, found = records[records["head"] == head], others.get(head)
         apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
         mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
         rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "",
-                     "parameters of the head": f"{group.head_live.iloc[0]:,}"})
+                     "trained parameters of the head": f"{group.head_live.iloc[0]:,}"})
     return pd.DataFrame(rows)
 
 

@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 
 from .checkpoint import RunIsBusy
 from .files import repository
+from .intervals import FEWEST
 from .processes import stopped_with_us
-from .study import is_complete, states
+from .study import has_both, is_complete, states
 
 # %% ../nbs/72_runner.ipynb #snakemake-command
 def snakemake_command(
@@ -47,8 +48,11 @@ def outlook(plan: Mapping[str, Any]) -> str:
     table = states(plan)
     missing = table[table.state != "done"]
     published = sum(any((repository() / "results").glob(f"*/{run.experiment}/seed{run.seed}/record.json")) for run in missing.itertuples())
-    return (f"{len(plan['cells'])} experiments, {len(table)} runs, {len(missing)} of them to do in {missing.experiment.nunique()} experiments"
-            + f"; results/ has records of {published} of these, which the book shows without a run" * bool(published))
+    pairs = {(seed, cell["varied"].get("repeat"), cell["varied"].get("fold")) for cell in plan["cells"] for seed in cell["seeds"]}
+    return "; ".join([f"{len(plan['cells'])} experiments, {len(table)} runs, {len(missing)} of them to do in {missing.experiment.nunique()} experiments",
+                      *[f"results/ has records of {published} of these, which the book shows without a run"] * bool(published),
+                      *[f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of runs, where an interval and a verdict need {FEWEST}"] * (len(pairs) < FEWEST),
+                      *["its primary contrast is not among them"] * (not has_both(plan, plan["primary"]))])
 
 
 def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:
@@ -77,8 +81,8 @@ def start(
             follow(plan, process)
         if process.returncode and (states(plan).state == "waiting").any():
             print(f"Snakemake ended with status {process.returncode}; the end of {log}:\n{last_lines(log, 15)}", file=sys.stderr)
-            for experiment in states(plan).query("state == 'waiting'").experiment.unique():
-                job = Path(plan["runs"]) / experiment / "run.log"
+            logs = [Path(plan["runs"]) / experiment / "run.log" for experiment in states(plan).query("state == 'waiting'").experiment.unique()]
+            for job in [log for log in logs if log.exists()][:3]:
                 print(f"the end of {job}:\n{last_lines(job, 3)}", file=sys.stderr)
     return is_complete(states(plan))
 
