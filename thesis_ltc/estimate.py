@@ -20,6 +20,7 @@ import torch
 from .experiment import OF_IMAGES, Experiment, build_model, experiment_id, load_images, resolved, run_seeds
 from .imageset import ImageSet
 from .notebook import seeds_of
+from .runner import duration
 from .study import Study, trunk_run
 from .together import learner_of
 
@@ -129,4 +130,4 @@ def told(table: pd.DataFrame, study: Study) -> str:
     hours = table.hours[before].sum() + max(table.hours[~before].sum() / beside, table.hours[~before].max())
     lines = table.assign(**{"seconds an epoch": table["seconds an epoch"].map("{:.2f}".format), "hours": table.hours.map("{:.2f}".format)}).to_string(index=False)
     side = f", {beside} side by side" if beside > 1 else ""
-    return f"{lines}\n{len(study.cells())} experiments, {table.runs[~before].sum()} runs{side}: about {hours:.1f} hours on this machine, as busy as it is now, if none stops early"
+    return f"{lines}\n{len(study.cells())} experiments, {table.runs[~before].sum()} runs{side}: about {duration(3600 * hours)} on this machine, as busy as it is now, if none stops early"

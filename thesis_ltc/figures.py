@@ -381,8 +381,8 @@ def draw_memory(
 VERDICTS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
 
 
-AGAINST = ("Lines are 95 % intervals. Better or worse: the line leaves out zero, however small the difference. Equal within the margin, which is grey: "
-           "the 90 % interval, which is a little shorter than the line, lies inside it.")
+AGAINST = ("Lines are 95 % intervals. Equal within the margin, which is grey: the 90 % interval, which is a little shorter than the line, lies inside it. "
+           "Better or worse, if it doesn't: the line leaves out zero, however small the difference.")
 
 
 def draw_against(

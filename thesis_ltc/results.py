@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SHOWN', 'LAST', 'NOTHING', 'MANY', 'BRIEFLY',
-           'NAMES', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of', 'told',
-           'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
+           'NAMES', 'HELD', 'load_records', 'row_of', 'number', 'check_record', 'load_histories', 'confusion_of',
+           'told', 'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
-           'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'commonest', 'is_planned', 'told_contrast',
-           'in_words', 'contrasts', 'against', 'study_named', 'expected_and_found', 'told_of', 'memories', 'travels']
+           'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'commonest', 'is_planned', 'agreed',
+           'in_short', 'told_contrast', 'in_words', 'contrasts', 'against', 'page_against', 'study_named',
+           'expected_and_found', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
 import html
@@ -242,9 +243,11 @@ MANY = 3  # factors that have a column each
 BRIEFLY = ("accuracy", "F1", "AUC", "n", "parameters", "images/s")
 
 
-def in_two_lines(mean: Mean | None) -> str:
-    "A mean over its spread, as HTML; empty if it is undefined."
-    return f"{mean.mean:.3f}<br><small>{mean.spread()}</small>" if mean else ""
+def in_two_lines(said: Mean | Contrast | None) -> str:
+    "A mean over its spread, or a difference and its verdict over its interval, as HTML; empty if it is undefined."
+    if isinstance(said, Contrast):
+        return "" if said.difference is None else f"{said.difference:+.3f} {said.verdict.removesuffix(' within the margin')}" + (f"<br><small>{said.interval[0]:+.3f} to {said.interval[1]:+.3f}</small>" if said.interval else "")
+    return f"{said.mean:.3f}<br><small>{said.spread()}</small>" if said else ""
 
 
 def board(
@@ -429,6 +432,26 @@ def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:
     return has_both(plan | {"cells": [cell for cell in plan["cells"] if everywhere or cell["head"] in set(group["head"])]}, pair)
 
 
+def agreed(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
+    "The verdict of a contrast at the best epoch and at the last, if it is the same; else the data decide nothing."
+    verdicts = {contrast(group, pair, margin, when).verdict for when in ("best", "last")}
+    return verdicts.pop() if len(verdicts) == 1 else "undecided"
+
+
+def in_short(
+    group: pd.DataFrame,
+    questions: dict[str, Any],    # what was done to the second of a pair, in words, and the pair
+    margin: dict[str, Any],
+) -> str:                         # Markdown, a line a verdict
+    "Changes by what became of them, at both epochs."
+    words = {"better": "Better, at the best epoch and at the last", "worse": "Worse at both", "equal within the margin": "Equal within the margin at both", "undecided": "Undecided at one or both"}
+    found = {change: agreed(group, pair, margin) for change, pair in questions.items()}
+    return "\n".join(f"- *{said}:* {'; '.join(change for change in found if found[change] == verdict)}." for verdict, said in words.items() if verdict in found.values())
+
+
+HELD = {"equal within the margin": "held", "better": "not held", "worse": "not held", "undecided": "undecided"}   # whether two are equal
+
+
 def told_contrast(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
     "A contrast of comparable runs in words: the difference at the best epoch and at the last, and the verdict."
     said, last = (contrast(group, pair, margin, when) for when in ("best", "last"))
@@ -460,17 +483,24 @@ def against(
     records: pd.DataFrame,       # that differ in nothing but the head and what pairs have in common
     reference: str,              # a head among them
     margin: dict[str, Any],      # as a study has it
-    when: str = "best",          # or last
-) -> pd.DataFrame:               # a row a head, in the order of the table of heads
-    "Each head beside one of them: its mean score, the paired difference with its 95 % interval, the verdict, and how many parameters it trains."
-    title, rows, others = NAMES[margin["metric"]], [], contrasts(records, reference, margin, when)
+) -> pd.DataFrame:               # a row a head, in the order of the table of heads; scores as `Mean`, differences as `Contrast`, None where there are none
+    "Each head beside one of them, at the best epoch and at the last: its mean score, the paired difference, and how many parameters it trains."
+    title, rows = NAMES[margin["metric"]], []
+    others = {when: contrasts(records, reference, margin, when) for when in ("best", "last")}
     for head in in_order(records["head"]):
-        group, found = records[records["head"] == head], others.get(head)
-        apart = "" if found is None or found.difference is None else f"{found.difference:+.3f}" + (f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else "")
-        mean = mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group))
-        rows.append({"head": head, "n": len(group), title: mean.text() if mean else "", f"less {reference}": apart, "verdict": found.verdict if found else "",
-                     "trained parameters of the head": f"{group.head_live.iloc[0]:,}"})
+        group = records[records["head"] == head]
+        row = {"head": head, "n": len(group)}
+        for when, found in others.items():
+            row |= {f"{title}, {when}": mean_of(group[f"{when}_test_{margin['metric']}"], overlap(group)), f"less {reference}, {when}": found.get(head)}
+        rows.append(row | {"trained parameters of the head": f"{group.head_live.iloc[0]:,}"})
     return pd.DataFrame(rows)
+
+
+def page_against(table: pd.DataFrame) -> Styler:
+    "Such a table as a page shows it."
+    scores = [name for name in table if name.endswith((", best", ", last"))]
+    page = page_table(table, links=scores).format(in_two_lines, subset=scores)
+    return page.set_properties(subset=["head"], **{"white-space": "normal", "max-width": "9em"})
 
 
 def study_named(name: str, records: pd.DataFrame, plans: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], pd.DataFrame] | None:

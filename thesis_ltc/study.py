@@ -252,15 +252,14 @@ def name_of(plan: dict[str, Any]) -> str:
 
 
 def find_plan(name: str, runs: str | Path) -> dict[str, Any]:
-    "The plan of that name; of a study that was started with other values only, the one that was. Raises ValueError if there is none, or if there are several."
-    plans = load_plans(runs)
-    found = [plan for plan in plans if name_of(plan) == name] or [plan for plan in plans if plan["study"] == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        told = "; ".join(f"{name_of(plan)} ({', '.join(f'{key} {value}' for key, value in plan['overrides'].items())})" for plan in found)
-        raise ValueError(f"study {name} was started in {len(found)} ways; name one of them: {told}")
-    raise ValueError(f"study {name} was not started here, {', '.join(map(name_of, plans)) or 'no study'} was; start it with `thesis-ltc study {name}`")
+    "The plan of that name; raises ValueError if there is none, naming those of the same study that a command changed."
+    plans = {name_of(plan): plan for plan in load_plans(runs)}
+    if name in plans:
+        return plans[name]
+    changed = [f"{other} ({', '.join(f'{key} {value}' for key, value in plan['overrides'].items())})" for other, plan in plans.items() if plan["study"] == name]
+    if changed:
+        raise ValueError(f"study {name} was started with other values only; name it so: {'; '.join(changed)}")
+    raise ValueError(f"study {name} was not started here, {', '.join(plans) or 'no study'} was; start it with `thesis-ltc study {name}`")
 
 
 def states(plan: dict[str, Any]) -> pd.DataFrame:
