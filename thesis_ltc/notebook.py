@@ -10,7 +10,6 @@ __all__ = ['PARAMETERS', 'INJECTED', 'seeds_of', 'split_values', 'refuse_program
 import ast
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
