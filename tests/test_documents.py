@@ -67,6 +67,8 @@ def test_experiment_and_study_lines_of_the_readme_are_accepted():
 
 
 def test_study_lines_of_the_readme_can_be_planned(tmp_path):
+    import shlex
+
     from PIL import Image
 
     from thesis_ltc.cli import parse_values
@@ -79,7 +81,8 @@ def test_study_lines_of_the_readme_can_be_planned(tmp_path):
     assert len(lines) >= 4
     planned = 0
     for name, words in lines:
-        values = parse_values(re.findall(r"--set (\S+)", words.replace("=DIR", f"={tmp_path / 'own'}")))
+        said = shlex.split(words.replace("=DIR", f"={tmp_path / 'own'}"), comments=True)
+        values = parse_values([value for word, value in zip(said, said[1:]) if word == "--set"], lists=True)
         study = read_study(ROOT / "studies" / f"{name}.yaml", values)
         if "folder" in values:
             planned += len(make_plan(study, tmp_path / "runs")["cells"])

@@ -49,6 +49,15 @@ def test_a_forked_kernel_has_its_parents_modules_and_nothing_of_another_page():
     assert lines == ["True", "False False"]
 
 
+def test_it_listens_at_files_which_go_with_it():
+    "Of ports, two kernels that start at one moment may be given the same, and one of them ends."
+    lines = said_by("""
+        where = execute("from ipykernel.connect import get_connection_info", "told = get_connection_info(unpack=True); print(told['transport'], told['ip'])").split()
+        print(">", where[0], os.path.exists(os.path.dirname(where[1])), len(where[1]) < 60)
+    """)
+    assert lines == ["ipc False True"]
+
+
 def test_its_cells_may_start_processes():
     lines = said_by("""
         print(">", execute("import multiprocessing, os", "with multiprocessing.get_context('fork').Pool(1) as pool:\\n    print(pool.map(abs, [-3]))"), end="")

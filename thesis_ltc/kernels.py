@@ -11,8 +11,10 @@ import asyncio
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import entry_points
@@ -86,7 +88,23 @@ class ForkedProcess:
 
 
 class ForkedProvisioner(LocalProvisioner):
-    "Starts a kernel as a fork of this process."
+    "Starts a kernel as a fork of this process, and talks to it through files: of ports, two kernels that start at one moment, of two processes, may be given the same."
+
+    sockets: str | None = None   # the folder of these files
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        "Choose where the kernel will listen; a short path, since a socket's may have about a hundred characters."
+        if self.sockets is None and self.parent is not None:
+            self.sockets = tempfile.mkdtemp(prefix="kernel")
+            self.parent.transport, self.parent.ip = "ipc", os.path.join(self.sockets, "socket")
+        return await super().pre_launch(**kwargs)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        "Remove the files, once the kernel has ended for good."
+        await super().cleanup(restart)
+        if self.sockets and not restart:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.sockets = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         "Fork a kernel that listens where the connection file says; one that isn't Python's starts as always."
