@@ -402,6 +402,7 @@ def draw_against(
                 axis.plot(one.difference, row, "o", color=VERDICTS[one.verdict], markersize=4)
                 axis.plot(one.interval or [one.difference] * 2, [row, row], "-", color=VERDICTS[one.verdict], linewidth=1.4)
         axis.set(title={"best": "at the best epoch by validation", "last": "at the last epoch"}[when], xlabel=f"{NAMES[margin['metric']]}, less that of {reference}")
+        axis.locator_params(axis="x", nbins=5)   # labels of more would touch
     axes[0].set(yticks=range(len(heads)), yticklabels=map(literal, heads), ylim=(len(heads) - 0.4, -0.6))
     seen = dict.fromkeys(one.verdict for found in both.values() for one in found.values())
     figure.legend([plt.Line2D([], [], color=VERDICTS[name], linestyle="-", marker="o", markersize=4) for name in VERDICTS if name in seen], [name for name in VERDICTS if name in seen],
