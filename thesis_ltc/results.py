@@ -8,7 +8,7 @@ __all__ = ['FACTORS', 'SCORES', 'COLUMNS', 'LABELS', 'LEGEND', 'REPLICATES', 'SH
            'told', 'heeds', 'varied', 'marks', 'link_to', 'alike', 'leaderboard', 'shown', 'device_of', 'page_table',
            'in_two_lines', 'board', 'legend', 'scores_table', 'in_order', 'per_class', 'comparable', 'records_of',
            'is_trunk', 'by_study', 'asked', 'held', 'told_trunk', 'found', 'commonest', 'is_planned', 'agreed',
-           'in_short', 'told_contrast', 'in_words', 'contrasts', 'against', 'page_against', 'study_named',
+           'is_above', 'in_short', 'told_contrast', 'in_words', 'contrasts', 'against', 'page_against', 'study_named',
            'expected_and_found', 'told_of', 'memories', 'travels']
 
 # %% ../nbs/80_results.ipynb #a9048f36
@@ -436,6 +436,14 @@ def agreed(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
     "The verdict of a contrast at the best epoch and at the last, if it is the same; else the data decide nothing."
     verdicts = {contrast(group, pair, margin, when).verdict for when in ("best", "last")}
     return verdicts.pop() if len(verdicts) == 1 else "undecided"
+
+
+def is_above(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> bool | None:
+    "Whether a difference is larger than the margin: its intervals at the best epoch and at the last lie above it, or both below; None if they don't, or if there are none."
+    ends = [contrast(group, pair, margin, when).interval for when in ("best", "last")]
+    if None in ends:
+        return None
+    return True if min(low for low, _ in ends) > margin["value"] else False if max(high for _, high in ends) < margin["value"] else None
 
 
 def in_short(

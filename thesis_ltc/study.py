@@ -360,6 +360,6 @@ def confirm(
 def differing(old: Any, new: Any, name: str = "") -> list[str]:
     "What a record said, or part of one, and a newer one says otherwise, by name; that it says more is no difference."
     if isinstance(old, dict) and isinstance(new, dict):
-        return [found for key in old if key not in PASSING for found in (differing(old[key], new[key], f"{name}.{key}".strip(".")) if key in new else [f"{name}.{key}".strip(".")])]
+        return [found for key in old if key not in PASSING for found in differing(old[key], new.get(key, ...), f"{name}.{key}".strip("."))]   # what is missing is no value
     return [] if type(old) is type(new) and old == new else [name]
 
