@@ -15,12 +15,12 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
-from thesis_ltc.augment import Augmentation, prepare
-from thesis_ltc.files import repository, write_json
+from thesis_ltc.data.augment import Augmentation, prepare
+from thesis_ltc.core.files import repository, write_json
 from thesis_ltc.heads import classifier
-from thesis_ltc.objective import OBJECTIVES
-from thesis_ltc.streams import generator
-from thesis_ltc.training import resolve_precision
+from thesis_ltc.training.objective import OBJECTIVES
+from thesis_ltc.core.streams import generator
+from thesis_ltc.training.loop import resolve_precision
 
 
 def torchvision_v2(image_size: int) -> v2.Compose:

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thesis_ltc.files import repository, write_json
+from thesis_ltc.core.files import repository, write_json
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import ncp
+from thesis_ltc.ltc import ncp
 
 CIRCUITS = {  # sizes, and steps in the report's heads
     "original": ((32, 12, 6, 1, 6, 4, 6, 6), 16), "doubled": ((128, 24, 12, 2, 12, 8, 12, 12), 16),
@@ -35,7 +35,7 @@ BURST = 0.01   # seconds of a turn
 FIRST = """
 import time, torch
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import ncp
+from thesis_ltc.ltc import ncp
 circuit = LTC(ncp(32, 12, 6, 1, 6, 4, 6, 6))
 began = time.perf_counter()
 circuit(torch.randn(64, 8, 32))[0].sum().backward()
@@ -44,13 +44,13 @@ print(time.perf_counter() - began)
 IMPORT = """
 import time, torch
 began = time.perf_counter()
-import thesis_ltc.ltc, thesis_ltc.drop_in
+import thesis_ltc.ltc, thesis_ltc.ltc.drop_in
 print(time.perf_counter() - began)
 """
 COMPILED = """
 import time, torch, numpy
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import ncp
+from thesis_ltc.ltc import ncp
 torch.set_num_threads(1)
 rnn, sequence, found = LTC(ncp(32, 12, 6, 1, 6, 4, 6, 6)).to_ncps(), torch.randn(64, 8, 32), []
 began = time.perf_counter()
@@ -84,7 +84,7 @@ def cpu_limit() -> float:
     "Gates a second of a bare loop over the same power of two, from the first cache, the best of many; one thread."
     from numba import njit
 
-    from thesis_ltc.ltc_cpu import WIDTH, exp2, load, store
+    from thesis_ltc.ltc.cpu import WIDTH, exp2, load, store
 
     @njit(error_model="numpy", fastmath={"contract", "nsz"})
     def bare_gates(numbers: np.ndarray, found: np.ndarray, rounds: int) -> None:

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thesis_ltc.augment import Augmentation
-from thesis_ltc.files import repository, write_json
-from thesis_ltc.heads import circuits, classifier, macs
+from thesis_ltc.data.augment import Augmentation
+from thesis_ltc.core.files import repository, write_json
+from thesis_ltc.heads.classifier import circuits, classifier, macs
 from thesis_ltc.ltc import LTC
-from thesis_ltc.objective import OBJECTIVES
-from thesis_ltc.streams import generator
-from thesis_ltc.together import Together, learner_of
-from thesis_ltc.training import Recipe, Training, resolve_precision
+from thesis_ltc.training.objective import OBJECTIVES
+from thesis_ltc.core.streams import generator
+from thesis_ltc.training.stacked import Together, learner_of
+from thesis_ltc.training.loop import Recipe, Training, resolve_precision
 
 REPORT = ("fc", "fc3", "ncp-y", "ncp-z", "ncp-patch", "ncp-y-double", "ncp-y-half")
 

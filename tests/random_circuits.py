@@ -5,7 +5,7 @@ import torch
 from hypothesis import strategies as some
 
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import Wiring, from_ncps, ncp
+from thesis_ltc.ltc.wiring import Wiring, from_ncps, ncp
 
 
 @some.composite

@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from thesis_ltc import book
-from thesis_ltc.files import atomic_write, write_json
-from thesis_ltc.kernels import POSSIBLE
+from thesis_ltc.book import build as book
+from thesis_ltc.core.files import atomic_write, write_json
+from thesis_ltc.book.kernels import POSSIBLE
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(240)
@@ -121,7 +121,7 @@ def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
 
     page = small / "nbs" / "other.ipynb"
     whole = page.read_text(encoding="utf-8")
-    draws = "import matplotlib.pyplot as plt\nfrom thesis_ltc.sources import load\nplt.imshow(load('digits').images[0, 0])\nplt.show()"
+    draws = "import matplotlib.pyplot as plt\nfrom thesis_ltc.data import load\nplt.imshow(load('digits').images[0, 0])\nplt.show()"
     for source, status in ((draws, 1), (f"#| pictures: mine\n{draws}", 1), (f"#| pictures: digits, CC BY 4.0\n{draws}", 0)):
         changed = json.loads(whole)
         changed["cells"].append(new_code_cell(source, id="draws"))

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thesis_ltc.experiment import Experiment, ExperimentError, load_images, run
-from thesis_ltc.imageset import LeakageError
-from thesis_ltc.packs import Entry, Packer
-from thesis_ltc.sources import load
+from thesis_ltc.study.experiment import Experiment, ExperimentError, load_images, run
+from thesis_ltc.data.imageset import LeakageError
+from thesis_ltc.data.packs import Entry, Packer
+from thesis_ltc.data import load
 
 pytestmark = pytest.mark.timeout(300)
 BUILD = """
 import sys, threading
 from pathlib import Path
-from thesis_ltc import recipes
+from thesis_ltc.data import recipes
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))

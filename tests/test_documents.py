@@ -9,7 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import thesis_ltc
-from thesis_ltc.files import atomic_write
+from thesis_ltc.core.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -23,7 +23,7 @@ TITLES = {
 
 def heads_table() -> str:
     "README's table of the report's heads, computed from the models."
-    from thesis_ltc.heads import classifier, parameter_counts, stage_shapes
+    from thesis_ltc.heads.classifier import classifier, parameter_counts, stage_shapes
 
     rows = ["| head | what classifies | last tensor | steps x features | parameters | of them in the head |", "|---|---|---|---|---|---|"]
     for name, title in TITLES.items():
@@ -58,7 +58,7 @@ def test_the_lines_of_python_in_the_readme_run():
 
 def test_experiment_and_study_lines_of_the_readme_are_accepted():
     from thesis_ltc.cli import parse_values
-    from thesis_ltc.notebook import split_values
+    from thesis_ltc.study.notebook import split_values
 
     text = README.read_text(encoding="utf-8")
     line = re.search(r"thesis-ltc run (head=\S+ .*)", text)[1]
@@ -72,7 +72,7 @@ def test_study_lines_of_the_readme_can_be_planned(tmp_path):
     from PIL import Image
 
     from thesis_ltc.cli import parse_values
-    from thesis_ltc.study import make_plan, read_study
+    from thesis_ltc.study.plan import make_plan, read_study
 
     for number in range(24):
         (tmp_path / "own" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
@@ -122,8 +122,9 @@ def test_displayed_formulas_stand_in_paragraphs_of_their_own():
 
 
 def test_the_api_page_shows_every_module():
-    shown = re.findall(r"automodule:: thesis_ltc\.(\w+)", (ROOT / "nbs" / "report" / "90_api.md").read_text(encoding="utf-8"))
-    modules = [path.stem for path in (ROOT / "thesis_ltc").glob("[!_]*.py")]
+    shown = re.findall(r"automodule:: thesis_ltc\.([\w.]+)", (ROOT / "nbs" / "report" / "90_api.md").read_text(encoding="utf-8"))
+    package = ROOT / "thesis_ltc"
+    modules = [".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("[!_]*.py")]
     assert sorted(shown) == sorted(modules)
 
 

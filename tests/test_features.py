@@ -10,16 +10,16 @@ import pytest
 import torch
 import yaml
 
-from thesis_ltc.checkpoint import CheckpointError, RunIsBusy, load_tensors, read_status, run_lock
-from thesis_ltc.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
-from thesis_ltc.features import TrunkError, features_of, read_trunk
-from thesis_ltc.files import read_json
+from thesis_ltc.training.checkpoint import CheckpointError, RunIsBusy, load_tensors, read_status, run_lock
+from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
+from thesis_ltc.training.trunk import TrunkError, features_of, read_trunk
+from thesis_ltc.core.files import read_json
 from thesis_ltc.heads import classifier
-from thesis_ltc.results import load_records, varied
-from thesis_ltc.sources import load
-from thesis_ltc.study import make_plan, read_study
-from thesis_ltc.together import Together, learner_of
-from thesis_ltc.training import Images, Interrupted, Learner, Recipe, Training, fit_all, predict, reproducible
+from thesis_ltc.book.tables import load_records, varied
+from thesis_ltc.data import load
+from thesis_ltc.study.plan import make_plan, read_study
+from thesis_ltc.training.stacked import Together, learner_of
+from thesis_ltc.training.loop import Images, Interrupted, Learner, Recipe, Training, fit_all, predict, reproducible
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = dict(data="digits", image_size=64, width=0.125, limit=60, epochs=2, threads=1, device="cpu", precision="float32")
@@ -156,7 +156,7 @@ def test_seeds_share_steps_and_do_not_notice(trunk, tmp_path):
     states = [read_json(tmp_path / "killed" / alone["id"] / f"seed{seed}" / "status.json") for seed in range(4)]
     assert [state["state"] for state in states] == ["interrupted"] * 4 and [state["epoch"] for state in states] == [2, 2, 1, 1]
     with run_lock(tmp_path / "killed" / alone["id"] / "seed3"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thesis_ltc.experiment.PATIENCE", 0.1)
+        patch.setattr("thesis_ltc.study.experiment.PATIENCE", 0.1)
         found = run_seeds(experiment, [0, 1, 2, 3], tmp_path / "killed", echo=silent)
     assert isinstance(found[3], RunIsBusy) and all(read(tmp_path / "killed", seed) == read(tmp_path / "all", seed) for seed in (0, 1, 2))
     assert run_seeds(experiment, [3], tmp_path / "killed", echo=silent)[3]["metrics"] == at_once[3]["metrics"]

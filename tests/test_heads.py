@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from thesis_ltc.heads import HEADS, circuits, classifier, count, macs, parameter_counts, stage_shapes
-from thesis_ltc.scan import image_regions
-from thesis_ltc.shrink import UpsamplingError
+from thesis_ltc.heads.classifier import HEADS, circuits, classifier, count, macs, parameter_counts, stage_shapes
+from thesis_ltc.heads.scan import image_regions
+from thesis_ltc.heads.shrink import UpsamplingError
 
 REPORT = {  # last tensor; live parameters of the whole model at 224 px, one channel, two classes; circuit dense, live
     "fc": ((128, 13, 13), 546_882, 0, 0),

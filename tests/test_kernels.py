@@ -6,7 +6,7 @@ import textwrap
 import psutil
 import pytest
 
-from thesis_ltc.kernels import POSSIBLE
+from thesis_ltc.book.kernels import POSSIBLE
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not POSSIBLE, reason="kernels are forked on Linux alone")]
 BEGINNING = """
@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from thesis_ltc import kernels
+from thesis_ltc.book import kernels
 
 
 def execute(*cells, **options):

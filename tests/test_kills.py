@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from thesis_ltc.checkpoint import load_tensors, read_status
+from thesis_ltc.training.checkpoint import load_tensors, read_status
 
 EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
@@ -25,8 +25,8 @@ def train(directory: str, slow_disk: float) -> None:
 
     Each epoch leaves the process's number in the file `trainers`.
     """
-    from thesis_ltc import experiment
-    from thesis_ltc.experiment import Experiment, run
+    from thesis_ltc.study import experiment
+    from thesis_ltc.study import Experiment, run
 
     experiment.PATIENCE = 240.0  # a second runner waits for the first, on a busy machine too
     flush = os.fsync
@@ -43,7 +43,7 @@ def train(directory: str, slow_disk: float) -> None:
 def processes():
     "Processes forked from one that has imported the package: torch is loaded once, not at every start."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thesis_ltc.experiment", "sklearn.datasets", "pandas"])
+    context.set_forkserver_preload(["thesis_ltc.study.experiment", "sklearn.datasets", "pandas"])
     return context
 
 

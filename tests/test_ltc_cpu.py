@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 from random_circuits import off, results, wirings
 
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import Wiring, ncp
+from thesis_ltc.ltc.wiring import Wiring, ncp
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.timeout(600)
@@ -149,8 +149,8 @@ def test_parameters_are_found_by_name():
 
 
 def test_where_nothing_can_be_kept_on_disk_it_says_so_once(tmp_path):
-    code = ("import warnings\nfrom numba.core import caching\ncaching.CacheImpl._locator_classes = []\nimport torch\nfrom thesis_ltc.ltc import LTC\nfrom thesis_ltc.wiring import ncp\n"
-            "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n    from thesis_ltc import ltc_cpu\n"
+    code = ("import warnings\nfrom numba.core import caching\ncaching.CacheImpl._locator_classes = []\nimport torch\nfrom thesis_ltc.ltc import LTC\nfrom thesis_ltc.ltc import ncp\n"
+            "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n    from thesis_ltc.ltc import cpu as ltc_cpu\n"
             "print(ltc_cpu.COMPILED['cache'], len([w for w in said if 'NUMBA_CACHE_DIR' in str(w.message)]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "1"], done.stderr
@@ -164,7 +164,7 @@ def test_importing_the_package_leaves_numba_alone():
 
 def test_without_numba_the_reference_does_the_work_and_says_so_once():
     code = ("import sys, warnings; sys.modules['numba'] = None\nimport importlib.util\nfind = importlib.util.find_spec\nimportlib.util.find_spec = lambda name, *rest: None if name == 'numba' else find(name, *rest)\n"
-            "import torch\nfrom thesis_ltc.ltc import LTC\nfrom thesis_ltc.wiring import ncp\ncircuit = LTC(ncp(4, 3, 2, 1, 2, 2, 1, 2))\n"
+            "import torch\nfrom thesis_ltc.ltc import LTC\nfrom thesis_ltc.ltc import ncp\ncircuit = LTC(ncp(4, 3, 2, 1, 2, 2, 1, 2))\n"
             "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n    for _ in range(3):\n        circuit(torch.randn(2, 3, 4))\n"
             "print(len([warning for warning in said if 'numba can' in str(warning.message)]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

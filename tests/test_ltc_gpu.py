@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from random_circuits import off, results, wirings
 
 from thesis_ltc.ltc import LTC
-from thesis_ltc.wiring import ncp
+from thesis_ltc.ltc import ncp
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(900)
@@ -27,7 +27,7 @@ class Kernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sequence, durations, state, numbers, wiring, unfolds):
-        from thesis_ltc import ltc_gpu
+        from thesis_ltc.ltc import gpu as ltc_gpu
 
         motor, ended, kept = ltc_gpu.forward(sequence, durations, state, numbers, wiring, unfolds, True)
         ctx.save_for_backward(sequence, durations, state, numbers, kept)
@@ -36,7 +36,7 @@ class Kernels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, motor_gradient, ended_gradient):
-        from thesis_ltc import ltc_gpu
+        from thesis_ltc.ltc import gpu as ltc_gpu
 
         *given_, kept = ctx.saved_tensors
         return (*ltc_gpu.backward(motor_gradient, ended_gradient, *given_, *ctx.rest, kept), None, None)
@@ -92,7 +92,7 @@ def test_kernels_are_as_exact_as_single_precision_allows(wiring, batch, steps, u
 
 @can_run
 def test_more_samples_than_programs_and_no_kept_numbers(monkeypatch):
-    from thesis_ltc import ltc_gpu
+    from thesis_ltc.ltc import gpu as ltc_gpu
 
     monkeypatch.setattr(ltc_gpu, "PROGRAMS", 2)
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def test_more_samples_than_programs_and_no_kept_numbers(monkeypatch):
 
 @can_run
 def test_weights_far_from_zero_and_tables():
-    from thesis_ltc import ltc_gpu
+    from thesis_ltc.ltc import gpu as ltc_gpu
 
     circuit = LTC(ncp(4, 3, 2, 1, 2, 2, 1, 2), 2, "reference")
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(name, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from thesis_ltc import ltc_gpu
+    from thesis_ltc.ltc import gpu as ltc_gpu
 
     wiring = ncp(*REPORT[name])
     neuron = {part: torch.tensor(getattr(wiring, part)) for part in ("sensory_source", "sensory_target", "source", "target")}

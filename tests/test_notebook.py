@@ -11,8 +11,8 @@ from conftest import ROOT, TINY
 from nbclient.exceptions import DeadKernelError
 
 from thesis_ltc.cli import execute
-from thesis_ltc.experiment import Experiment
-from thesis_ltc.notebook import PARAMETERS
+from thesis_ltc.study import Experiment
+from thesis_ltc.study.notebook import PARAMETERS
 
 TEMPLATE = "nbs/experiments/run.ipynb"
 

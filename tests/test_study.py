@@ -11,9 +11,9 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from thesis_ltc import runner
-from thesis_ltc.files import write_json
-from thesis_ltc.study import Study, make_plan, states
+from thesis_ltc.study import runner
+from thesis_ltc.core.files import write_json
+from thesis_ltc.study.plan import Study, make_plan, states
 
 pytestmark = pytest.mark.timeout(300)
 FIXED = {name: value for name, value in TINY.items() if name not in ("data", "head")}
@@ -85,7 +85,7 @@ def test_what_a_job_said_that_ended_before_its_run_is_told(tmp_path, capfd):
 
 def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
     plan = plan_in(tmp_path / "runs", ["fc"], 2, epochs=30)
-    code = f"from thesis_ltc import runner; from thesis_ltc.study import load_plans; (plan,) = load_plans({plan['runs']!r}); runner.start(plan)"
+    code = f"from thesis_ltc.study import runner; from thesis_ltc.study.plan import load_plans; (plan,) = load_plans({plan['runs']!r}); runner.start(plan)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not (states(plan).query("state == 'running'").epoch >= 2).any():

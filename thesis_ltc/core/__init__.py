@@ -1,0 +1,1 @@
+"Files, random streams, processes: what every wing stands on."

@@ -1,0 +1,4 @@
+"Experiments, their runs and records, and the studies that ask for them."
+from .experiment import Experiment, run, run_seeds
+
+__all__ = ["Experiment", "run", "run_seeds"]
