@@ -157,13 +157,14 @@ def compare(first: Path, second: Path) -> int:
     before, after = (json.loads(path.read_text()) for path in (first, second))
     print(f"before: {before.pop('about')}\nafter:  {after.pop('about')}")
     other = 0
-    for key in before | after:
-        a, b = before.get(key, {}), after.get(key, {})
+    for key in [key for key in before if key in after]:
+        a, b = before[key], after[key]
         differs = [name for name in a | b if a.get(name) != b.get(name)]
         state = "missing" if "missing" in a else "differs: " + ", ".join(differs) if differs else "same bits"
         other += bool(differs) or "failed" in a
         print(f"{key:100} {state}{'  ' + a['failed'] if 'failed' in a else ''}")
-    print(f"{len(before | after)} compared, {other} differ")
+    both = before.keys() & after.keys()
+    print(f"{len(both)} compared, {other} differ; {len(before.keys() ^ after.keys())} stand in one of them alone")
     return int(other > 0)
 
 
@@ -173,7 +174,7 @@ def main() -> None:
     words.add_argument("--out", type=Path)
     words.add_argument("--results", type=Path, help="results/ in the form of one folder a run")
     words.add_argument("--trunks", type=Path)
-    words.add_argument("--only", nargs="*", default=[], help="studies")
+    words.add_argument("--only", nargs="*", default=[], help="studies, or heads")
     words.add_argument("--compare", type=Path, nargs=2)
     given = words.parse_args()
     if given.compare:
@@ -186,7 +187,7 @@ def main() -> None:
     assert Path(thesis_ltc.__file__).is_relative_to(given.checkout.resolve()), thesis_ltc.__file__
     given.trunks.mkdir(parents=True, exist_ok=True)
     found = {"about": f"{given.checkout}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"}
-    found |= heads() if not given.only else {}
+    found |= heads() if not given.only or "heads" in given.only else {}
     given.out.write_text(json.dumps(found, indent=1))
     found |= experiments(given.results or given.checkout / "results", given.trunks, given.only)
     given.out.write_text(json.dumps(found, indent=1))
