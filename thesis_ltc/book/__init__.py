@@ -1,4 +1,4 @@
 "From records to pages: tables, verdicts, figures, and the build of the book."
-from .tables import load_records
+from .records import load_records
 
 __all__ = ["load_records"]
