@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from steps import with_ncps
 
-from thesis_ltc.study.experiment import Experiment, build_model, load_images, recipe_of, resolved, run, run_seeds
+from thesis_ltc.study.experiment import Experiment, build_model, recipe_of, resolved
+from thesis_ltc.study.run import load_images, run, run_seeds
 from thesis_ltc.training.trunk import features_of, read_trunk
 from thesis_ltc.core.files import repository, write_json
 from thesis_ltc.training.loop import Training, fit_all, reproducible

@@ -22,8 +22,7 @@ SLOW = {"fashion-mnist": 1}   # epochs, where one takes long
 NAMES = {            # what is needed, and the modules that may define it, newest first
     "Experiment": ("thesis_ltc.study", "thesis_ltc.experiment"),
     "run_seeds": ("thesis_ltc.study", "thesis_ltc.experiment"),
-    "load_images": ("thesis_ltc.study.experiment", "thesis_ltc.experiment"),
-    "experiment_id": ("thesis_ltc.study.experiment", "thesis_ltc.experiment"),
+    "load_images": ("thesis_ltc.study.run", "thesis_ltc.study.experiment", "thesis_ltc.experiment"),
     "classifier": ("thesis_ltc.heads", "thesis_ltc.heads.classifier"),
     "HEADS": ("thesis_ltc.heads", "thesis_ltc.heads.classifier"),
 }
@@ -37,6 +36,14 @@ def find(name: str):
         except (ImportError, AttributeError):
             continue
     raise SystemExit(f"{name} is in none of {NAMES[name]}")
+
+
+def identify(experiment, data) -> str:
+    "The id of an experiment, as the checkout names it."
+    try:
+        return importlib.import_module("thesis_ltc.study.experiment").resolve(experiment, data).id
+    except (ImportError, AttributeError):
+        return importlib.import_module("thesis_ltc.experiment").experiment_id(experiment, data.digest)
 
 
 def sha(*parts: bytes | str) -> str:
@@ -108,7 +115,7 @@ def outcome(folder: Path, record: dict) -> dict:
 
 def experiments(results: Path, trunks: Path, only: list[str]) -> dict:
     "The first epochs of each published experiment, a stack of seeds at once where the study trained a stack."
-    Experiment, run_seeds, load_images, identify = map(find, ("Experiment", "run_seeds", "load_images", "experiment_id"))
+    Experiment, run_seeds, load_images = map(find, ("Experiment", "run_seeds", "load_images"))
     sets, found, trunk_runs = {}, {}, {}
     originals = {}
     for study, cell, values in published(results, only):
@@ -129,10 +136,10 @@ def experiments(results: Path, trunks: Path, only: list[str]) -> dict:
             if cell["trunk"] not in trunk_runs:
                 whole = Experiment(**originals[cell["trunk"]] | {"epochs": TRUNK_EPOCHS, "patience": TRUNK_EPOCHS})
                 run_seeds(whole, [0], trunks, data=data)
-                trunk_runs[cell["trunk"]] = str((trunks / identify(whole, data.digest) / "seed0").resolve())
+                trunk_runs[cell["trunk"]] = str((trunks / identify(whole, data) / "seed0").resolve())
             values["trunk"] = trunk_runs[cell["trunk"]]
         originals[f"{cell['id']}/seed{cell['seeds'][0]}"] = values
-        named = identify(Experiment(**values), data.digest)
+        named = identify(Experiment(**values), data)
         epochs = SLOW.get(values["data"], EPOCHS)
         short = Experiment(**values | {"epochs": epochs, "patience": epochs})
         seeds = cell["seeds"][:4] if cell["trunk"] else cell["seeds"][:1]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thesis_ltc.study.experiment import Experiment, ExperimentError, load_images, run
+from thesis_ltc.study.experiment import Experiment, ExperimentError
+from thesis_ltc.study.run import load_images, run
 from thesis_ltc.data.imageset import LeakageError
 from thesis_ltc.data.packs import Entry, Packer
 from thesis_ltc.data import load

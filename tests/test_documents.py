@@ -72,7 +72,8 @@ def test_study_lines_of_the_readme_can_be_planned(tmp_path):
     from PIL import Image
 
     from thesis_ltc.cli import parse_values
-    from thesis_ltc.study.plan import make_plan, read_study
+    from thesis_ltc.study.definition import read_study
+    from thesis_ltc.study.plan import make_plan
 
     for number in range(24):
         (tmp_path / "own" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,15 @@ import torch
 import yaml
 
 from thesis_ltc.training.checkpoint import CheckpointError, RunIsBusy, load_tensors, read_status, run_lock
-from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, experiment_id, is_finished, load_images, recipe_of, run, run_seeds
+from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, recipe_of, resolve
+from thesis_ltc.study.run import is_finished, load_images, run, run_seeds
 from thesis_ltc.training.trunk import TrunkError, features_of, read_trunk
 from thesis_ltc.core.files import read_json
 from thesis_ltc.heads import classifier
-from thesis_ltc.book.tables import load_records, varied
+from thesis_ltc.book.records import load_records, varied_factors
 from thesis_ltc.data import load
-from thesis_ltc.study.plan import make_plan, read_study
+from thesis_ltc.study.definition import read_study
+from thesis_ltc.study.plan import make_plan
 from thesis_ltc.training.stacked import Together, learner_of
 from thesis_ltc.training.loop import Images, Interrupted, Learner, Recipe, Training, fit_all, predict, reproducible
 
@@ -166,7 +168,7 @@ def test_seeds_share_steps_and_do_not_notice(trunk, tmp_path):
 def test_a_broken_checkpoint_stops_its_seed_alone(trunk, tmp_path):
     folder, _ = trunk
     experiment = of_head(folder)
-    place = tmp_path / experiment_id(experiment, load_images(experiment).digest)
+    place = tmp_path / resolve(experiment, load_images(experiment)).id
     (place / "seed1").mkdir(parents=True)
     (place / "seed1" / "checkpoint.safetensors").write_bytes(b"no checkpoint")
     found = run_seeds(experiment, [0, 1], tmp_path, echo=silent)
@@ -178,9 +180,10 @@ def test_identity_follows_the_weights_and_not_the_place(trunk, tmp_path):
     folder, _ = trunk
     shutil.copytree(folder, tmp_path / "moved")
     here, there = of_head(folder), of_head(tmp_path / "moved")
-    digest = load_images(here).digest
-    assert experiment_id(here, digest) == experiment_id(there, digest)
-    assert experiment_id(of_head(folder, passes=4), digest) != experiment_id(here, digest) != experiment_id(Experiment(**SMALL, head="ncp-z"), digest)
+    images = load_images(here)
+    assert resolve(here, images).id == resolve(there, images).id
+    assert resolve(of_head(folder, passes=4), images).id != resolve(here, images).id
+    assert resolve(here, images).id != resolve(Experiment(**SMALL, head="ncp-z"), images).id
     record = run(here, 0, tmp_path / "runs", echo=silent)
     assert run(there, 0, tmp_path / "runs", echo=lambda history: 1 / 0) == record
 
@@ -210,7 +213,7 @@ def test_a_study_on_a_trunk_shares_records_and_tables(trunk, tmp_path):
         experiment = Experiment(**{name: value for name, value in values.items() if name in SMALL or name in ("head", "trunk", "passes")})
         assert run(experiment, 0, tmp_path / "runs", echo=silent)["id"] == cell["id"]
     table = load_records(tmp_path / "runs")
-    assert len(table) == 2 and set(table["head"]) == {"fc", "ncp-z"} and varied(table) == ["data", "head", "setting"]
+    assert len(table) == 2 and set(table["head"]) == {"fc", "ncp-z"} and varied_factors(table) == ["data", "head", "setting"]
     assert table.trunk.nunique() == 1 and table.passes.tolist() == [2, 2]
 
 

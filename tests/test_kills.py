@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -25,10 +26,9 @@ def train(directory: str, slow_disk: float) -> None:
 
     Each epoch leaves the process's number in the file `trainers`.
     """
-    from thesis_ltc.study import experiment
     from thesis_ltc.study import Experiment, run
 
-    experiment.PATIENCE = 240.0  # a second runner waits for the first, on a busy machine too
+    import_module("thesis_ltc.study.run").PATIENCE = 240.0  # a second runner waits for the first, on a busy machine too
     flush = os.fsync
     os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
 
@@ -43,7 +43,7 @@ def train(directory: str, slow_disk: float) -> None:
 def processes():
     "Processes forked from one that has imported the package: torch is loaded once, not at every start."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thesis_ltc.study.experiment", "sklearn.datasets", "pandas"])
+    context.set_forkserver_preload(["thesis_ltc.study.run", "sklearn.datasets", "pandas"])
     return context
 
 

@@ -13,7 +13,8 @@ from conftest import ROOT, TINY
 
 from thesis_ltc.study import runner
 from thesis_ltc.core.files import write_json
-from thesis_ltc.study.plan import Study, make_plan, states
+from thesis_ltc.study.definition import Study
+from thesis_ltc.study.plan import make_plan, states
 
 pytestmark = pytest.mark.timeout(300)
 FIXED = {name: value for name, value in TINY.items() if name not in ("data", "head")}

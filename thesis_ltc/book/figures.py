@@ -31,7 +31,8 @@ from ..data.augment import Augmentation, prepare
 from ..core.files import repository
 from ..heads.classifier import classifier, directions
 from ..data.imageset import ImageSet
-from .tables import NAMES, contrasts, in_order
+from .records import head_order as in_order
+from .tables import NAMES, contrasts
 from ..heads.scan import SCANS, Scan, find_scan
 from ..heads.sentence import Sentence
 from ..core.streams import generator

@@ -22,7 +22,7 @@ from ..heads import HEADS
 from ..heads.sentence import HeadError
 from ..study.experiment import OF_A_CIRCUIT, Experiment, circuit_fields
 from ..study.record import Record, RecordError, parse_record
-from ..study.shelf import Shelf, find_shelves
+from ..study.shelf import Shelf, find_shelves, read_history
 from ..training.objective import SETTINGS
 
 # %% ../../nbs/book/10_records.ipynb #columns
@@ -110,7 +110,7 @@ def load_histories(records: pd.DataFrame) -> pd.DataFrame:
         path = Path(run.place) / "history.csv"
         if run.shelf is None and not (path.exists() and path.stat().st_size):
             continue
-        curves = pd.read_csv(path) if run.shelf is None else run.shelf.history(run.id, run.seed)
+        curves = read_history(path.parent) if run.shelf is None else run.shelf.history(run.id, run.seed)
         parts.append(curves.assign(**{name: getattr(run, name) for name in HISTORY_KEYS}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["epoch", *HISTORY_KEYS])
 

@@ -17,11 +17,13 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from .experiment import OF_IMAGES, Experiment, build_model, experiment_id, load_images, resolved, run_seeds
+from .experiment import OF_IMAGES, Experiment, build_model, resolve, resolved
+from .run import load_images, run_seeds
 from ..data.imageset import ImageSet
 from .notebook import seeds_of
 from .runner import duration
-from .plan import Study, trunk_run
+from .definition import Study
+from .plan import trunk_run
 from ..training.stacked import learner_of
 
 # %% ../../nbs/study/90_estimate.ipynb #speed
@@ -98,13 +100,13 @@ def estimate(
         return sets[images], speeds[key]
 
     with tempfile.TemporaryDirectory() as temporary:
-        place, under, trunk = Path(temporary), {}, study.of_trunk()
+        place, under, trunk = Path(temporary), {}, study.trunk_experiment()
         if trunk is not None:
             trunk = resolved(trunk)
             data, speed = measured(trunk, place)
             there = trunk_run(study, runs)
             done = (there / "record.json").exists()
-            under = {"trunk": str(there.resolve() if done else place / experiment_id(shortened(trunk), data.digest) / "seed0")}
+            under = {"trunk": str(there.resolve() if done else place / resolve(shortened(trunk), data).id / "seed0")}
             epoch, whole = seconds_of(trunk, data, speed, [0])
             rows.append({"experiment": f"trunk: {trunk.head}" + ", trained already" * done, "runs": 1, "epochs": trunk.epochs, "seconds an epoch": epoch, "hours": 0.0 if done else whole / 3600})
             first = resolved(Experiment.of(study.cells()[0] | under))

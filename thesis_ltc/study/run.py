@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['FITTING', 'Echo', 'load_images', 'check_images', 'run', 'run_seeds', 'check_seeds', 'require_packages', 'SeedsFailed',
-           'run_all', 'read_outcome', 'is_finished', 'clean', 'Block', 'train_missing', 'run_block', 'Start',
-           'Prepared', 'prepare', 'measure_start', 'train_seeds', 'make_training', 'report_end', 'finish',
+           'run_all', 'read_outcome', 'is_finished', 'clean', 'Block', 'train_missing', 'make_block', 'run_block',
+           'Start', 'Prepared', 'prepare', 'measure_start', 'train_seeds', 'make_training', 'report_end', 'finish',
            'predict_twice', 'make_record', 'trunk_record']
 
 # %% ../../nbs/study/30_run.ipynb #imports
 import importlib.util
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -244,18 +243,37 @@ def train_missing(
     "Train seeds that have no record, block by block; what ended those that failed."
     if job.trunk is not None:
         check_trunk(job.trunk, job.experiment.width, data, data.digest)
-    models = {seeds[0]: job.model(seeds[0])}
-    learner, size = Learner, 1
-    if job.trunk is not None:
-        learner, size = learner_of(models[seeds[0]].head, job.experiment.device)
     failures: dict[int, Exception] = {}
-    for _, members in itertools.groupby(seeds, lambda seed: seed // size):
-        block = Block(job, list(members), place, data, learner, models, echo)
+    waiting = list(seeds)
+    models: dict[int, Classifier] = {}
+    while waiting:
+        block = make_block(job, waiting, place, data, models, echo)
+        waiting = [seed for seed in waiting if seed not in block.seeds]
         try:
             failures |= run_block(block)
         except (ArithmeticError, ValueError) as error:
             failures |= {seed: error for seed in block.seeds if not is_finished(block.folder(seed))}
     return failures
+
+
+def make_block(
+    job: ResolvedExperiment,
+    seeds: Sequence[int],                           # ascending
+    place: Path,
+    data: ImageSet,
+    models: dict[int, Classifier] | None = None,    # that are built already; they are taken out of it
+    echo: Echo | None = None,
+) -> Block:
+    "The first of some seeds, and those that train with it; which these are follows from its model."
+    models = {} if models is None else models
+    if seeds[0] not in models:
+        models[seeds[0]] = job.model(seeds[0])
+    first = models[seeds[0]]
+    learner, size = Learner, 1
+    if job.trunk is not None:
+        learner, size = learner_of(first.head, job.experiment.device)
+    together = [seed for seed in seeds if seed // size == seeds[0] // size]
+    return Block(job, together, place, data, learner, models, echo)
 
 
 def run_block(block: Block) -> dict[int, Exception]:
@@ -448,7 +466,7 @@ def make_record(job: ResolvedExperiment, prepared: Prepared, training: Training,
         images_per_second=round(images_seen / train_seconds, 1),
         peak_memory_bytes=peak_memory(recipe.device), device=describe_device(recipe.device),
         versions=describe_versions(), commit=commit(), finished=now(),
-        imprint=getattr(training, "imprint", None), resumed=[Resumed(**resume) for resume in getattr(training, "resumed", [])])
+        imprint=training.imprint, resumed=[Resumed(**resume) for resume in training.resumed])
 
 
 def trunk_record(job: ResolvedExperiment, inputs: Images) -> TrunkRecord | None:

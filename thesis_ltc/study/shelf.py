@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PLAN', 'RECORDS', 'HISTORIES', 'PREDICTIONS', 'REPLAYS', 'PRIVATE', 'shelf_predictions', 'in_a_byte',
-           'publish', 'run_places', 'write_shelf', 'write_table', 'Shelf', 'find_shelves']
+           'publish', 'run_places', 'write_shelf', 'read_history', 'write_table', 'Shelf', 'find_shelves']
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import io
@@ -85,7 +85,7 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
         record = parse_record((run / "record.json").read_bytes())
         key = {"id": record.id, "seed": record.seed}
         lines.append(record_line(record) + "\n")
-        histories.append(pd.read_csv(run / "history.csv").assign(**key))
+        histories.append(read_history(run).assign(**key))
         if (run / PREDICTIONS).exists():
             outputs.append(shelf_predictions(pd.read_parquet(run / PREDICTIONS)).assign(**key))
     kept = {key: value for key, value in plan.items() if key not in PRIVATE}
@@ -96,6 +96,11 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
     write_table(folder / HISTORIES, histories)
     if outputs:
         write_table(folder / PREDICTIONS, outputs)
+
+
+def read_history(run: Path) -> pd.DataFrame:
+    "The curves of a run, every bit as they were written."
+    return pd.read_csv(run / "history.csv", float_precision="round_trip")
 
 
 def write_table(path: Path, parts: list[pd.DataFrame]) -> None:
