@@ -3,6 +3,7 @@ import multiprocessing
 import shutil
 import tempfile
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_seeds_share_steps_and_do_not_notice(trunk, tmp_path):
     states = [read_json(tmp_path / "killed" / alone["id"] / f"seed{seed}" / "status.json") for seed in range(4)]
     assert [state["state"] for state in states] == ["interrupted"] * 4 and [state["epoch"] for state in states] == [2, 2, 1, 1]
     with run_lock(tmp_path / "killed" / alone["id"] / "seed3"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thesis_ltc.study.experiment.PATIENCE", 0.1)
+        patch.setattr(import_module("thesis_ltc.study.run"), "PATIENCE", 0.1)
         found = run_seeds(experiment, [0, 1, 2, 3], tmp_path / "killed", echo=silent)
     assert isinstance(found[3], RunIsBusy) and all(read(tmp_path / "killed", seed) == read(tmp_path / "all", seed) for seed in (0, 1, 2))
     assert run_seeds(experiment, [3], tmp_path / "killed", echo=silent)[3]["metrics"] == at_once[3]["metrics"]

@@ -405,6 +405,7 @@ def confirm(
     name: Annotated[str, typer.Argument(help="A published study.", show_default=False)],
     train_trunk: Annotated[bool, typer.Option(
         "--train-trunk", help="Train a frozen trunk again whose weights are gone.")] = False,
+    explain: Annotated[str, typer.Option(help="Why those that differ do, where it was found out.")] = "",
 ) -> None:
     "Take the first steps of each published experiment again, and say whether they give the same numbers."
     from thesis_ltc.core.files import repository
@@ -417,7 +418,7 @@ def confirm(
         root = repository()
         shelf = Shelf(Path(find_plan(name, root / "results")["folder"]))
         states = []
-        for identifier, answer in replay_study(shelf, root / "runs", train_trunk):
+        for identifier, answer in replay_study(shelf, root / "runs", train_trunk, explanation=explain):
             states.append(answer.state)
             print(f"{identifier}: {answer.state}, {answer.detail}", flush=True)
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

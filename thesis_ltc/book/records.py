@@ -34,7 +34,7 @@ SCORE_COLUMNS = {   # column: epoch, split, score
 COLUMNS = [
     "id", "seed", *FACTORS, *SCORE_COLUMNS, "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses",
     "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes", "device_kind", "device_name",
-    "torch_version", "commit", "replay", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class",
+    "torch_version", "commit", "replay", "explanation", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class",
     "finished", "place", "shelf", "record"]
 DEFAULTS = vars(Experiment())   # of fields that joined after a record was made
 
@@ -51,7 +51,7 @@ def record_row(
               for column, (when, split, score) in SCORE_COLUMNS.items()}
     predicted = [sum(column) for column in zip(*metrics.best.test.confusion, strict=True)]
     leaks = data.leakage_accepted and bool(data.shared_patients or data.same_pictures)
-    replay = shelf.replays.get(record.id, {}).get("state", "") if shelf else ""
+    replay = shelf.replays.get(record.id, {}) if shelf else {}
     return {
         "id": record.id, "seed": record.seed,
         **{name: record.experiment.get(name, DEFAULTS[name]) for name in FACTORS}, **scores,
@@ -60,7 +60,7 @@ def record_row(
         "macs": record.macs, "images_per_second": record.images_per_second, "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes, "device_kind": record.device.kind,
         "device_name": record.device.name, "torch_version": record.versions.torch, "commit": record.commit,
-        "replay": replay, "data_hash": data.hash, "leaks": leaks, "classes": tuple(data.classes),
+        "replay": replay.get("state", ""), "explanation": replay.get("explanation", ""), "data_hash": data.hash, "leaks": leaks, "classes": tuple(data.classes),
         "train_images": sum(data.counts["train"].values()), "test_images": sum(data.counts["test"].values()),
         "one_class": sum(count > 0 for count in predicted) == 1, "finished": record.finished,
         "place": str(place), "shelf": shelf, "record": record}

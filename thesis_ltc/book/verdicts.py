@@ -52,7 +52,9 @@ def fixed_sentence(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     sentences.append(f"Computed on {'; '.join(devices)}.")
     differing = int(marks(part).str.contains("†").sum())
     if differing:
+        reasons = [text for text in dict.fromkeys(part.explanation) if text]
         sentences.append(f" † {differing} of the {len(part)} runs were {LEGEND['†']}.")
+        sentences += [f" Explanation: {text}." for text in reasons]
     return "".join(sentences)
 
 
