@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'Recipe', 'resolve_device', 'resolve_precision', 'reproducible', 'scheduled_rate', 'batches', 'NonFinite',
-           'Interrupted', 'autocast', 'pixels', 'Images', 'Training', 'groups', 'set_rate', 'Learner', 'train_epoch',
-           'not_finite', 'predict', 'score', 'best_epoch', 'is_over', 'save_epoch', 'best_path', 'identity', 'resume',
-           'interruptible', 'fit_all', 'end_epoch', 'fit', 'refusal', 'load_best']
+           'Interrupted', 'autocast', 'pixels', 'Images', 'Training', 'groups', 'set_rate', 'Learner', 'Step',
+           'epoch_steps', 'take_step', 'train_epoch', 'not_finite', 'predict', 'score', 'FirstSteps', 'replay',
+           'best_epoch', 'is_over', 'checkpoint_path', 'best_path', 'save_epoch', 'identity', 'environment',
+           'imprint_digest', 'resume', 'load_checkpoint', 'refuse_other_recipe', 'interruptible', 'fit_all',
+           'end_epoch', 'fit', 'refusal', 'load_best']
 
 # %% ../../nbs/training/30_loop.ipynb #21d1b9ea
+import copy
+import itertools
 import math
 import os
 import signal
@@ -16,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import Augmentation, prepare
-from .checkpoint import load_model, load_tensors, pack, save_tensors, unpack
-from ..data.imageset import ImageSet
-from .objective import FORMULAS, OBJECTIVES, compared, metrics
+from ..core.provenance import IMAGES, STEPS, Imprint, capability, device_name, digest, make_imprint
 from ..core.streams import generator, key
+from ..data.augment import Augmentation, prepare
+from ..data.imageset import ImageSet
+from .checkpoint import load_model, load_tensors, pack, save_tensors, unpack
+from .objective import FORMULAS, OBJECTIVES, compared, metrics
 
 # %% ../../nbs/training/30_loop.ipynb #recipe
 @dataclass(frozen=True)
@@ -162,6 +167,9 @@ class Training:
     report: Callable[[list[dict]], None] = lambda history: None   # called with the history after each epoch
     history: list[dict] = field(default_factory=list)             # a row an epoch, see `history.csv`
     failure: Exception | None = None                              # what ended it early
+    imprint: Imprint | None = None                                # of its first steps, once they are taken
+    environment: dict[str, Any] = field(default_factory=dict)     # where and by which code it is trained
+    resumed: list[dict] = field(default_factory=list)             # each time that it went on elsewhere, or by other code
 
     def __post_init__(self) -> None:
         self.optimiser = torch.optim.Adam(groups(self.model.named_parameters(), self.recipe), lr=self.recipe.learning_rate)
@@ -227,6 +235,51 @@ class Learner:
         return torch.stack((loss.detach(), length, (logits.argmax(1) == labels).sum()))
 
 
+@dataclass(frozen=True)
+class Step:
+    "What a step of several trainings was taken on, and what came of it."
+
+    number: int               # within the epoch, from 0
+    rows: np.ndarray          # (trainings, batch) of the image set
+    batches: list[str]        # digests of the batches; only of the first step of a run
+    losses: np.ndarray        # (trainings,)
+    gradients: np.ndarray     # (trainings,) length of the gradient
+    correct: np.ndarray       # (trainings,) images that were classified correctly
+
+
+def epoch_steps(
+    learner: Learner,
+    data: ImageSet,
+    epoch: int,                    # counted from 1
+    check: Callable[[], None],     # called before each batch; raises Interrupted to stop
+    inputs: Images,
+) -> Iterator[Step]:
+    "Take the steps of an epoch, one by one."
+    learner.start(scheduled_rate(learner.recipe, epoch))
+    orders = [batches(data.rows("train"), training.recipe, epoch) for training in learner.trainings]
+    for number, parts in enumerate(zip(*orders, strict=True)):
+        check()
+        yield take_step(learner, data, epoch, number, np.stack(parts), inputs)
+
+
+def take_step(
+    learner: Learner,
+    data: ImageSet,
+    epoch: int,
+    number: int,          # of the step within the epoch, from 0
+    rows: np.ndarray,     # (trainings, batch)
+    inputs: Images,
+) -> Step:
+    "Train on one batch for each training."
+    given = inputs.training(rows, learner.seeds, epoch, number)
+    digests = [digest(batch) for batch in given] if epoch == 1 and number == 0 else []
+    labels = torch.from_numpy(data.labels[rows]).to(learner.recipe.device)
+    draws = [key(seed, "dropout", epoch, number) for seed in learner.seeds]
+    found = learner.step(given, labels, draws)
+    losses, gradients, correct = found.double().cpu().numpy()   # the only time in a step that a GPU is waited for
+    return Step(number, rows, digests, losses, gradients, correct)
+
+
 def train_epoch(
     learner: Learner,
     data: ImageSet,
@@ -234,24 +287,24 @@ def train_epoch(
     check: Callable[[], None],               # called before each batch; raises Interrupted to stop
     inputs: Images | None = None,            # what the models are given; by default images
 ) -> list[dict[str, float] | NonFinite]:     # for each training learning_rate, train_loss, train_accuracy as seen while training; or what ended it
-    "Go through the training images once."
-    recipe, train = learner.recipe, data.rows("train")
-    inputs, rate = inputs or Images(data, recipe), scheduled_rate(recipe, epoch)
+    "Go through the training images once; in the first epoch, take each training's imprint."
+    inputs = inputs or Images(data, learner.recipe)
+    first = FirstSteps(learner.trainings, data, inputs) if epoch == 1 else None
     sums, failures = np.zeros((2, len(learner.seeds))), {}
-    learner.start(rate)
-    for number, parts in enumerate(zip(*(batches(train, training.recipe, epoch) for training in learner.trainings))):
-        check()
-        rows = np.stack(parts)
-        labels = torch.from_numpy(data.labels[rows]).to(recipe.device)
-        found = learner.step(inputs.training(rows, learner.seeds, epoch, number), labels, [key(seed, "dropout", epoch, number) for seed in learner.seeds])
-        loss, length, right = found.double().cpu().numpy()   # the only time in a step that a GPU is waited for
-        sums += loss * rows.shape[1], right
-        for which in np.flatnonzero(~np.isfinite(loss + length)):
-            failures.setdefault(which, not_finite("gradient" if math.isfinite(loss[which]) else "loss", epoch, number, data.names[rows[which]]))
+    for step in epoch_steps(learner, data, epoch, check, inputs):
+        sums += step.losses * step.rows.shape[1], step.correct
+        for which in np.flatnonzero(~np.isfinite(step.losses + step.gradients)):
+            what = "gradient" if math.isfinite(step.losses[which]) else "loss"
+            failures.setdefault(which, not_finite(what, epoch, step.number, data.names[step.rows[which]]))
         if len(failures) == len(learner.seeds):
             break
-    return [failures.get(which) or {"learning_rate": rate, "train_loss": loss / len(train), "train_accuracy": right / len(train)}
-            for which, (loss, right) in enumerate(sums.T.tolist())]
+        if first:
+            first.add(step)
+    if first:
+        first.complete()
+    images, rate = len(data.rows("train")), scheduled_rate(learner.recipe, epoch)
+    rows = [{"learning_rate": rate, "train_loss": loss / images, "train_accuracy": correct / images} for loss, correct in sums.T.tolist()]
+    return [failures.get(which, row) for which, row in enumerate(rows)]
 
 
 def not_finite(what: str, epoch: int, number: int, names: np.ndarray) -> NonFinite:
@@ -286,6 +339,58 @@ def score(logits: Tensor, labels: np.ndarray, objective: str) -> dict[str, float
     labels = torch.from_numpy(labels)
     return {"loss": float(OBJECTIVES[objective](logits, labels)), **metrics(logits, labels)}
 
+# %% ../../nbs/training/30_loop.ipynb #first-steps
+class FirstSteps:
+    "Takes the imprints of trainings while they take their first steps."
+
+    def __init__(self, trainings: list[Training], data: ImageSet, inputs: Images) -> None:
+        self.trainings, self.data, self.inputs = trainings, data, inputs
+        self.steps: list[Step] = []
+        self.is_complete = False
+
+    def add(self, step: Step) -> None:
+        "Take note of the next step; the last that counts completes the imprints."
+        if not self.is_complete:
+            self.steps.append(step)
+        if len(self.steps) == STEPS:
+            self.complete()
+
+    def complete(self) -> None:
+        "Make the imprints now, if they aren't made yet: an epoch may have fewer steps."
+        if self.steps and not self.is_complete:
+            for which, training in enumerate(self.trainings):
+                training.imprint = self.imprint(which, training)
+        self.is_complete = True
+
+    def imprint(self, which: int, training: Training) -> Imprint | None:
+        "The imprint of one training; None if a number of it is not finite."
+        images = self.data.rows("val")[:IMAGES]
+        logits = predict(training.model, self.data, images, training.recipe, inputs=self.inputs)
+        training.model.train()
+        losses = [step.losses[which] for step in self.steps]
+        gradients = [step.gradients[which] for step in self.steps]
+        found = make_imprint(self.steps[0].batches[which], losses, gradients, training.model.state_dict(), logits)
+        return found if all(np.isfinite(numbers).all() for numbers in found.numbers().values()) else None
+
+
+def replay(
+    trainings: list[Training],                   # fresh, of one recipe; they stay as they are
+    data: ImageSet,
+    inputs: Images | None = None,                # what the models are given; by default images
+    learner: type[Learner] = Learner,            # how steps are taken
+    check: Callable[[], None] = lambda: None,    # raises Interrupted to stop
+) -> list[Imprint | None]:                       # as training records them
+    "The imprints of trainings, found by taking their first steps on copies of the models."
+    if not trainings:
+        return []
+    copies = [Training(copy.deepcopy(training.model), training.recipe, training.folder) for training in trainings]
+    inputs = inputs or Images(data, copies[0].recipe)
+    first = FirstSteps(copies, data, inputs)
+    for step in itertools.islice(epoch_steps(learner(copies), data, 1, check, inputs), STEPS):
+        first.add(step)
+    first.complete()
+    return [training.imprint for training in copies]
+
 # %% ../../nbs/training/30_loop.ipynb #best-epoch
 def best_epoch(losses: list[float]) -> int:
     "The earliest epoch, counted from 1, with the lowest validation loss."
@@ -299,15 +404,9 @@ def is_over(losses: list[float], recipe: Recipe) -> str:
     return "epochs" if len(losses) >= recipe.epochs else ""
 
 # %% ../../nbs/training/30_loop.ipynb #save-epoch
-def save_epoch(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, history: list[dict]) -> None:
-    "Make the epoch that just ended durable; its best weights first."
-    best = best_epoch([row["val_loss"] for row in history])
-    if best == len(history):
-        save_tensors(best_path(folder, best), model.state_dict(), {"epoch": best})
-    save_tensors(folder / "checkpoint.safetensors", pack(model, optimiser), {"identity": identity(recipe), "history": history})
-    for path in folder.glob("best-*.safetensors"):
-        if path != best_path(folder, best):
-            path.unlink()
+def checkpoint_path(folder: Path) -> Path:
+    "Where the checkpoint of the last whole epoch lies."
+    return folder / "checkpoint.safetensors"
 
 
 def best_path(folder: Path, epoch: int) -> Path:
@@ -315,25 +414,82 @@ def best_path(folder: Path, epoch: int) -> Path:
     return folder / f"best-{epoch:04d}.safetensors"
 
 
+def save_epoch(training: Training) -> None:
+    "Make the epoch that just ended durable; its best weights first."
+    folder, best = training.folder, best_epoch([row["val_loss"] for row in training.history])
+    if best == len(training.history):
+        save_tensors(best_path(folder, best), training.model.state_dict(), {"epoch": best})
+    state = {
+        "identity": identity(training.recipe),
+        "history": training.history,
+        "imprint": training.imprint and asdict(training.imprint),
+        "environment": training.environment,
+        "resumed": training.resumed,
+    }
+    save_tensors(checkpoint_path(folder), pack(training.model, training.optimiser), state)
+    for path in folder.glob("best-*.safetensors"):
+        if path != best_path(folder, best):
+            path.unlink()
+
+
 def identity(recipe: Recipe) -> dict[str, Any]:
-    "What a resumed epoch must have in common with those before it, or its bits would differ."
-    name = torch.cuda.get_device_name() if recipe.device == "cuda" else torch.cpu.get_capabilities()["cpu_name"]
-    return {**vars(recipe), "epochs": None, "patience": None, "device name": name, "torch": torch.__version__}
+    "The recipe as a checkpoint keeps it: without epochs and patience, which may be raised later."
+    return {name: value for name, value in vars(recipe).items() if name not in ("epochs", "patience")}
+
+# %% ../../nbs/training/30_loop.ipynb #resume
+def environment(device: str) -> dict[str, Any]:
+    "Where a training computes."
+    return {"torch": str(torch.__version__), "device_name": device_name(device), "capability": capability(device)}
 
 
-def resume(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe) -> list[dict]:
-    "Put model and optimiser where the last whole epoch left them; its history, empty for a new run."
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return []
-    tensors, state = load_tensors(path)
-    mine = identity(recipe)
-    changed = [f"{k} {state['identity'].get(k)} -> {v}" for k, v in mine.items() if state["identity"].get(k) != v]
+def imprint_digest(imprint: Imprint | None) -> str | None:
+    "Hash of an imprint; None stays None."
+    return imprint and digest(asdict(imprint))
+
+
+def resume(
+    trainings: list[Training],    # fresh
+    data: ImageSet,
+    inputs: Images,
+    learner: type[Learner],
+    check: Callable[[], None],
+) -> None:
+    "Put each training where its last whole epoch left it; one whose checkpoint can't be used gets a `failure`."
+    begun = [training for training in trainings if checkpoint_path(training.folder).exists()]
+    replayed = dict(zip(begun, replay(begun, data, inputs, learner, check), strict=True))
+    for training in trainings:
+        training.environment = environment(training.recipe.device)
+        try:
+            if training in replayed:
+                load_checkpoint(training, replayed[training])
+        except ValueError as error:
+            training.failure = error
+        training.begin(len(training.history))
+
+
+def load_checkpoint(training: Training, replayed: Imprint | None) -> None:
+    "Load a training's last whole epoch; raises ValueError if its recipe was another."
+    tensors, state = load_tensors(checkpoint_path(training.folder))
+    refuse_other_recipe(training, state["identity"])
+    unpack(tensors, training.model, training.optimiser)
+    training.history = state["history"]
+    training.imprint = Imprint.of(state["imprint"]) if state.get("imprint") else None
+    training.resumed = state.get("resumed", [])
+    training.environment["imprint"] = imprint_digest(replayed)
+    before = state.get("environment", {"imprint": None})   # older checkpoints don't say
+    now = training.environment
+    changed = {name: [value, now.get(name)] for name, value in before.items() if value != now.get(name)}
     if changed:
-        raise ValueError(f"{folder} was begun otherwise ({', '.join(changed)}), and going on would mix two runs; "
+        training.resumed.append({"epoch": len(training.history), "changed": changed})
+
+
+def refuse_other_recipe(training: Training, before: dict[str, Any]) -> None:
+    "Raise ValueError if a training was begun under another recipe."
+    now = identity(training.recipe)
+    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise ValueError(f"{training.folder} was begun otherwise ({', '.join(changed)}), and going on would mix two runs; "
                          "give what it was begun with, or delete the directory to start anew")
-    unpack(tensors, model, optimiser)
-    return state["history"]
 
 # %% ../../nbs/training/30_loop.ipynb #interruptible
 @contextmanager
@@ -367,12 +523,8 @@ def fit_all(
     tell: Callable[[list[list[dict]]], None] = lambda histories: None,  # called after each epoch, with the histories of those that trained
 ) -> None:
     "Train each until its epochs are done or its patience runs out, going on from checkpoints where there are any. Those that are furthest behind go first; one that fails says so in `failure`, and leaves the others alone."
-    for training in trainings:
-        try:
-            training.history = resume(training.folder, training.model, training.optimiser, training.recipe)
-        except ValueError as error:
-            training.failure = error
-        training.begin(len(training.history))
+    inputs = inputs or Images(data, trainings[0].recipe)
+    resume(trainings, data, inputs, learner, check)
     taken: Learner | None = None
     while going := [training for training in trainings if not training.is_over]:
         done = min(len(training.history) for training in going)
@@ -392,7 +544,7 @@ def fit_all(
     taken and taken.release()
 
 
-def end_epoch(training: Training, row: dict[str, float], seconds: float, data: ImageSet, check: Callable[[], None], inputs: Images | None) -> None:
+def end_epoch(training: Training, row: dict[str, float], seconds: float, data: ImageSet, check: Callable[[], None], inputs: Images) -> None:
     "Validate, and make an epoch durable that took so many seconds to train."
     began, recipe = time.perf_counter(), training.recipe
     logits = predict(training.model, data, data.rows("val"), recipe, check, inputs)
@@ -403,7 +555,9 @@ def end_epoch(training: Training, row: dict[str, float], seconds: float, data: I
     row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
     row |= {"train_seconds": round(seconds, 4), "seconds": round(seconds + time.perf_counter() - began, 4)}
     training.history.append(row)
-    save_epoch(training.folder, training.model, training.optimiser, recipe, training.history)
+    if row["epoch"] == 1:
+        training.environment["imprint"] = imprint_digest(training.imprint)
+    save_epoch(training)
     training.report(training.history)
 
 

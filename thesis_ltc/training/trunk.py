@@ -24,11 +24,11 @@ from torch import Tensor
 from .checkpoint import load_model, load_tensors, now, run_lock
 from ..heads import CRNet
 from ..core.files import read_json, repository, write_json
-from ..core.provenance import digest
+from ..core.provenance import device_name, digest
 from ..heads.classifier import Head
 from ..data.imageset import ImageSet
 from ..core.streams import generator
-from .loop import FORMATS, Images, Recipe, autocast, identity
+from .loop import FORMATS, Images, Recipe, autocast
 
 # %% ../../nbs/training/40_trunk.ipynb #trunk
 class TrunkError(ValueError):
@@ -140,7 +140,7 @@ def features_of(
     decided = {
         "trunk": trunk.hash, "images": data.digest, "rows": len(data), "image_size": recipe.image_size, "augment": recipe.augment, "passes": passes,
         "precision": recipe.precision, "memory_format": recipe.memory_format, "device": recipe.device, "threads": recipe.threads, "probe": probe(trunk, data, recipe),
-        **{name: value for name, value in identity(recipe).items() if name in ("device name", "torch")},
+        "device name": device_name(recipe.device), "torch": str(torch.__version__),
     }
     maps = Features(kept(directory, decided, lambda part: compute(part, trunk, data, recipe, passes, check)), data, recipe, trunk)
     if head is None:
