@@ -42,8 +42,8 @@ from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_
 from ..heads.sentence import CIRCUITS
 from ..data import load
 from ..training.stacked import learner_of
-from thesis_ltc.training.loop import (
-    FORMATS, Images, Interrupted, Learner, Recipe, Training, autocast, best_epoch, fit_all, interruptible, is_over, load_best, predict,
+from thesis_ltc.training import (
+    FORMATS, Images, Interrupted, Learner, Recipe, Training, autocast, best_epoch, fit_all, interruptible, stop_reason, load_best, predict,
     reproducible, resolve_device, resolve_precision,
 )
 
@@ -516,7 +516,7 @@ def finish(
     write_json(folder / "record.json", {
         "schema": SCHEMA, "id": folder.parent.name, "experiment": as_recorded(experiment, inputs.trunk), "seed": recipe.seed,
         "trunk": inputs.trunk and {"trunk": inputs.trunk.hash, "run": inputs.trunk.record["id"], "seed": inputs.trunk.record["seed"], "hash": inputs.about["hash"]},
-        "data": describe_data(limited, data_hash), "epochs": len(history), "stopped": is_over(losses, recipe),
+        "data": describe_data(limited, data_hash), "epochs": len(history), "stopped": stop_reason(losses, recipe),
         "metrics": {when: score_epoch(outputs[when], limited, recipe.objective, epoch)
                     for when, epoch in (("best", best_epoch(losses)), ("last", len(losses)))},
         "parameters": parameter_counts(model), "macs": macs(model),

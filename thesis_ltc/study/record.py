@@ -27,7 +27,7 @@ from ..core.files import atomic_write
 from ..core.provenance import capability, commit, device_name
 from ..data.imageset import SPLITS, ImageSet
 from ..training.objective import probabilities
-from ..training.loop import score
+from ..training import score
 
 # %% ../../nbs/study/10_record.ipynb #confusion
 SCHEMA = 1  # of the record; raised when a field changes its meaning
