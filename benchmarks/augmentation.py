@@ -20,7 +20,7 @@ from thesis_ltc.core.files import repository, write_json
 from thesis_ltc.heads import classifier
 from thesis_ltc.training.objective import OBJECTIVES
 from thesis_ltc.core.streams import generator
-from thesis_ltc.training.loop import resolve_precision
+from thesis_ltc.training import resolve_precision
 
 
 def torchvision_v2(image_size: int) -> v2.Compose:

@@ -25,8 +25,8 @@ from thesis_ltc.heads.classifier import circuits, classifier, macs
 from thesis_ltc.ltc import LTC
 from thesis_ltc.training.objective import OBJECTIVES
 from thesis_ltc.core.streams import generator
-from thesis_ltc.training.stacked import Together, learner_of
-from thesis_ltc.training.loop import Recipe, Training, resolve_precision
+from thesis_ltc.training.stacked import StackedLearner, learner_of
+from thesis_ltc.training import Recipe, Training, resolve_precision
 
 REPORT = ("fc", "fc3", "ncp-y", "ncp-z", "ncp-patch", "ncp-y-double", "ncp-y-half")
 
@@ -111,7 +111,7 @@ def parts_of(head: str, width: float, rounds: int, device: str) -> dict:
             "circuit": lambda: circuit(read)[0].sum().backward(),
             "end to end, ncps": trained(slow, images, labels, precision, device), "frozen, ncps": trained(with_ncps(make()).head.without_pooling(), pooled, labels, precision, device),
         }
-    return {"head": head, "width": width, "precision": precision, "seeds": seats, "shared": kind is Together, **milliseconds(calls, rounds, device)}
+    return {"head": head, "width": width, "precision": precision, "seeds": seats, "shared": kind is StackedLearner, **milliseconds(calls, rounds, device)}
 
 
 def compiled_step(head: str, width: float, rounds: int, device: str) -> dict:

@@ -8,28 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_ltc.core.provenance import IMAGES, STEPS, Imprint, digest
+from thesis_ltc.core.provenance import IMAGES, STEPS, Imprint, digest, imprint_digest
 from thesis_ltc.data import load
 from thesis_ltc.data.augment import Augmentation
 from thesis_ltc.heads import classifier
-from thesis_ltc.training import loop
-from thesis_ltc.training.loop import (
-    Images,
-    Interrupted,
-    Learner,
-    Recipe,
-    Training,
-    checkpoint_path,
-    fit_all,
-    replay,
-    reproducible,
-)
+from thesis_ltc.training import Images, Interrupted, Learner, Recipe, StackedLearner, Training, fit_all, replay, reproducible
+from thesis_ltc.training import imprint, inputs, resume
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
-from thesis_ltc.training.stacked import Together
+from thesis_ltc.training.resume import checkpoint_path
 
 SENTENCE = "pool:1 mix:4 | z | linear:6 | batch | ncp:6/4/2:3/2/2/2 | fc:12/7"   # batch normalisation and dropout, too
 RECIPE = Recipe("bce-dice", 12, 3e-3, 2, 50, 48, 0, "cpu", "float32", 1)
-both_learners = pytest.mark.parametrize("learner", [Learner, Together])
+both_learners = pytest.mark.parametrize("learner", [Learner, StackedLearner])
 
 
 class Maps(Images):
@@ -81,7 +71,7 @@ def outcome(training: Training) -> dict:
 @both_learners
 def test_no_bit_changes(learner, digits, tmp_path, monkeypatch):
     taken = train(fresh(tmp_path / "with"), digits, learner)
-    monkeypatch.setattr(loop.FirstSteps, "complete", lambda self: None)
+    monkeypatch.setattr(imprint.FirstSteps, "complete", lambda self: None)
     without = train(fresh(tmp_path / "without"), digits, learner)
     assert [training.imprint for training in without] == [None, None]
     assert [outcome(training) for training in taken] == [outcome(training) for training in without]
@@ -140,7 +130,7 @@ def nudged_adam(parameters, **options) -> torch.optim.Optimizer:
 
 ADAM = torch.optim.Adam
 CHANGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "augmentation": lambda patch: patch.setattr(loop, "Augmentation", Brighter),
+    "augmentation": lambda patch: patch.setattr(inputs, "Augmentation", Brighter),
     "loss": lambda patch: patch.setattr("thesis_ltc.training.objective.DICE_WEIGHT", 1 + 1e-6),
     "optimiser": lambda patch: patch.setattr(torch.optim, "Adam", nudged_adam),
 }
@@ -185,7 +175,7 @@ def stopped(folder: Path, data, learner: type[Learner], seeds: Sequence[int] = (
             raise Interrupted("enough")
 
     for training in trainings:
-        training.report = stop
+        training.on_epoch = stop
     with pytest.raises(Interrupted):
         train(trainings, data, learner)
 
@@ -206,7 +196,7 @@ def test_a_run_that_goes_on_as_it_began_says_nothing(learner, digits, tmp_path):
 @both_learners
 def test_another_machine_is_told_once(learner, digits, tmp_path, monkeypatch):
     stopped(tmp_path, digits, learner)
-    monkeypatch.setattr(loop, "capability", lambda device: "AVX9")
+    monkeypatch.setattr(resume, "capability", lambda device: "AVX9")
     first, other = train(fresh(tmp_path, epochs=3), digits, learner)
     (told,) = first.resumed
     before = load_tensors(checkpoint_path(first.folder))[1]
@@ -227,10 +217,10 @@ def test_another_machine_is_told_once(learner, digits, tmp_path, monkeypatch):
 def test_other_numbers_are_told(learner, digits, tmp_path, monkeypatch):
     stopped(tmp_path, digits, learner)
     stored = Imprint.of(load_tensors(checkpoint_path(tmp_path / "seed4"))[1]["imprint"])
-    monkeypatch.setattr(loop, "Augmentation", Brighter)
+    monkeypatch.setattr(inputs, "Augmentation", Brighter)
     computed, = replayed(fresh(tmp_path, [4]), digits, learner)
     first, _ = train(fresh(tmp_path), digits, learner)
-    assert first.resumed == [{"epoch": 1, "changed": {"imprint": [digest(asdict(stored)), digest(asdict(computed))]}}]
+    assert first.resumed == [{"epoch": 1, "changed": {"imprint": [imprint_digest(stored), imprint_digest(computed)]}}]
     assert first.imprint == stored != computed   # a run keeps the imprint of its own first steps
 
 
@@ -242,7 +232,7 @@ def test_a_checkpoint_from_before_there_were_imprints_goes_on(digits, tmp_path):
     save_tensors(path, tensors, older)
     training, = train(fresh(tmp_path, [4]), digits, Learner)
     computed, = replayed(fresh(tmp_path, [4]), digits, Learner)
-    assert training.resumed == [{"epoch": 1, "changed": {"imprint": [None, digest(asdict(computed))]}}]
+    assert training.resumed == [{"epoch": 1, "changed": {"imprint": [None, imprint_digest(computed)]}}]
     assert training.imprint is None and len(training.history) == 2
 
 

@@ -29,7 +29,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ..core.files import PACKAGE, atomic_write, file_sha256, read_json
-from ..core.processes import stopped_with_us
+from ..core.processes import child_process
 
 # %% ../../nbs/book/60_build.ipynb #split-directives
 DIRECTIVE = re.compile(r"\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$")
@@ -503,7 +503,7 @@ def build(
     style["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # read when matplotlib is imported, which may be before the fork
     environment = os.environ | style | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
-    with stopped_with_us(command, "Stopping; what was executed is kept.", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with child_process(command, "Stopping; what was executed is kept.", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
             if not line.startswith(NOTICE):
                 print(line if sys.stderr.isatty() else COLOUR.sub("", line), end="", file=sys.stderr)

@@ -1,1 +1,1 @@
-"Files, random streams, processes: what every wing stands on."
+"Files, random streams, child processes, provenance: what every wing stands on."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'STEPS', 'IMAGES', 'digest', 'array_bytes', 'capability', 'device_name', 'commit', 'Imprint',
-           'relative_difference', 'imprint_difference', 'weights_of', 'make_imprint']
+           'imprint_digest', 'relative_difference', 'imprint_difference', 'weights_of', 'make_imprint']
 
 # %% ../../nbs/core/40_provenance.ipynb #imports
 import hashlib
@@ -58,20 +58,20 @@ def capability(device: str) -> str:
 
 
 def device_name(device: str) -> str:
-    "Name of the processor or of the GPU, as its maker has it."
+    "Name that the maker gives to the processor or the GPU."
     if device == "cuda":
         return torch.cuda.get_device_name()
     return torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
 
-
+# %% ../../nbs/core/40_provenance.ipynb #commit-code
 @cache
 def commit(
     folder: Path = PACKAGE,
 ) -> str | None:   # 12 digits, with `+` if the folder has changed since; None outside a repository
     "The commit that a folder of code stands at."
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # else the repository is somebody else's
@@ -83,9 +83,9 @@ def commit(
 # %% ../../nbs/core/40_provenance.ipynb #imprint-code
 @dataclass(frozen=True)
 class Imprint:
-    "What a run did in its first steps: hashes for equality, numbers for a comparison between instruction sets."
+    "What a run did in its first steps: hashes for equality, numbers for comparison across instruction sets."
 
-    batch: str                   # digest of the first batch, as the network is given it
+    batch: str                   # digest of the first batch, as the network receives it
     losses: list[float]          # of the first steps
     gradients: list[float]       # lengths of the gradient in these steps
     weights: str                 # digest of all weights after them
@@ -95,22 +95,28 @@ class Imprint:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Imprint":
         "An imprint from a record; raises ValueError if a part is missing."
-        missing = [field.name for field in fields(cls) if field.name not in values]
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
         if missing:
-            raise ValueError(f"an imprint has {', '.join(f.name for f in fields(cls))}, but {missing[0]} is missing")
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+            raise ValueError(f"an imprint has {', '.join(names)}, but {missing[0]} is missing")
+        return cls(**{name: values[name] for name in names})
 
     def numbers(self) -> dict[str, np.ndarray]:
         "The parts that can be compared within a tolerance."
         parts = ("losses", "gradients", "weight_norm", "logits")
         return {name: np.asarray(getattr(self, name), float) for name in parts}
 
+
+def imprint_digest(imprint: Imprint | None) -> str | None:
+    "Hash of a whole imprint; None stays None."
+    return imprint and digest(asdict(imprint))
+
 # %% ../../nbs/core/40_provenance.ipynb #compare-code
 TOLERANCE = 1e-6   # largest relative difference between instruction sets, in float32
 
 
 def relative_difference(first: Any, second: Any) -> float:
-    "Largest difference of two arrays relative to the largest number in them; infinite if their shapes differ."
+    "Largest difference of two arrays relative to their largest number; infinite for other shapes or NaN."
     first, second = np.asarray(first, float), np.asarray(second, float)
     if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return math.inf
@@ -119,7 +125,7 @@ def relative_difference(first: Any, second: Any) -> float:
 
 
 def imprint_difference(first: Imprint, second: Imprint) -> float:
-    "0.0 if two imprints have the same bits, else the largest relative difference of their numbers."
+    "0.0 if two imprints have the same bits, else the largest relative difference of their numbers, above 0."
     if asdict(first) == asdict(second):
         return 0.0
     ours, theirs = first.numbers(), second.numbers()
@@ -145,4 +151,5 @@ def make_imprint(
 ) -> Imprint:
     "The imprint of a run's first steps."
     weights, norm = weights_of(state)
-    return Imprint(batch, [*map(float, losses)], [*map(float, gradients)], weights, norm, logits.float().tolist())
+    losses, gradients = ([float(number) for number in numbers] for numbers in (losses, gradients))
+    return Imprint(batch, losses, gradients, weights, norm, logits.float().tolist())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .crnet import kaiming
-from ..core.streams import bits
+from ..core.streams import sample_hash
 
 # %% ../../nbs/heads/50_readout.ipynb #gather
 class Steps(nn.Module):
@@ -111,7 +111,7 @@ class Damage(nn.Module):
 
     def hits(self, given: Tensor) -> Tensor:
         "Which samples (batch, ...) are moved."
-        return bits(given) % 10_000 < 100 * self.percent
+        return sample_hash(given) % 10_000 < 100 * self.percent
 
     def forward(self, logits: Tensor, given: Tensor) -> Tensor:
         return logits if self.training else torch.where(self.hits(given)[:, None], logits.roll(1, 1), logits)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .shrink import Bounds, pixel_bounds
-from ..core.streams import bits, key
+from ..core.streams import key, sample_hash
 
 # %% ../../nbs/heads/30_scan.ipynb #scanerror
 class ScanError(ValueError):
@@ -92,7 +92,7 @@ def shuffled(sequence: Tensor) -> Tensor:
 
 def shuffled_each(sequence: Tensor) -> Tensor:
     "The same steps, for each sample in an order of its own, which its own numbers choose, whoever else is in the batch."
-    order = orders(sequence.shape[1], ORDERS, sequence.device)[bits(sequence) % ORDERS]
+    order = orders(sequence.shape[1], ORDERS, sequence.device)[sample_hash(sequence) % ORDERS]
     return sequence.gather(1, order[:, :, None].expand_as(sequence))
 
 # %% ../../nbs/heads/30_scan.ipynb #scan

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from ..training.checkpoint import RunIsBusy
 from ..core.files import repository
 from .intervals import FEWEST
-from ..core.processes import stopped_with_us
+from ..core.processes import child_process
 from .plan import has_both, is_complete, states
 from .shelf import find_shelves
 
@@ -84,7 +84,7 @@ def start(
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if not is_complete(states(plan)):
-        with alone(plan["study"], plan["runs"]), open(log, "w") as said, stopped_with_us(
+        with alone(plan["study"], plan["runs"]), open(log, "w") as said, child_process(
                 snakemake_command(plan, profile), "Stopping; the same command goes on from the last whole epochs.", stdout=said, stderr=subprocess.STDOUT) as process:
             follow(plan, process)
         if process.returncode and (states(plan).state == "waiting").any():
