@@ -84,7 +84,8 @@ def cpu_limit() -> float:
     "Gates a second of a bare loop over the same power of two, from the first cache, the best of many; one thread."
     from numba import njit
 
-    from thesis_ltc.ltc.cpu import WIDTH, exp2, load, store
+    from thesis_ltc.ltc.layout import WIDTH
+    from thesis_ltc.ltc.lanes import exp2, load, store
 
     @njit(error_model="numpy", fastmath={"contract", "nsz"})
     def bare_gates(numbers: np.ndarray, found: np.ndarray, rounds: int) -> None:

@@ -22,7 +22,8 @@ from thesis_ltc.study.experiment import Experiment, build_model, recipe_of, reso
 from thesis_ltc.study.run import load_images, run, run_seeds
 from thesis_ltc.training.trunk import features_of, read_trunk
 from thesis_ltc.core.files import repository, write_json
-from thesis_ltc.training.loop import Training, fit_all, reproducible
+from thesis_ltc.training.loop import Training, fit_all
+from thesis_ltc.training.recipe import reproducible
 
 
 def main() -> None:

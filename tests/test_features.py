@@ -22,7 +22,8 @@ from thesis_ltc.data import load
 from thesis_ltc.study.definition import read_study
 from thesis_ltc.study.plan import make_plan
 from thesis_ltc.training.stacked import Together, learner_of
-from thesis_ltc.training.loop import Images, Interrupted, Learner, Recipe, Training, fit_all, predict, reproducible
+from thesis_ltc.training.loop import Images, Interrupted, Learner, Recipe, Training, fit_all, predict
+from thesis_ltc.training.recipe import reproducible
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = dict(data="digits", image_size=64, width=0.125, limit=60, epochs=2, threads=1, device="cpu", precision="float32")

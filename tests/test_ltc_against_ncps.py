@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_ltc.ltc.cell import LTC, NCPS_NAMES
+from thesis_ltc.ltc.network import LTC, NCPS_NAMES
 
 REPORT = [(32, 12, 6, 1, 6, 4, 6, 6), (128, 24, 12, 2, 12, 8, 12, 12), (512, 48, 24, 4, 24, 16, 24, 24)]
 BOUNDS = {torch.float32: (1e-6, 3e-5), torch.float64: (1e-12, 1e-12)}  # forward; gradients, relative to the largest

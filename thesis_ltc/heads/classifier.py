@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .circuit import ClosedForm, Factors, count, dense_count, hidden
 from .crnet import CRNet, map_side
-from ..ltc.cell import LTC, without_autocast
+from ..ltc.network import LTC, without_autocast
 from .readout import Damage
 from .scan import find_scan
 from thesis_ltc.heads.sentence import (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .classifier import Head
-from ..ltc.cell import without_autocast
+from ..ltc.network import without_autocast
 
 # %% ../../nbs/heads/80_memory.ipynb #reach
 def reach(

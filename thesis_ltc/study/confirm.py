@@ -29,7 +29,9 @@ from .record import Record, RecordError
 from .run import Block, Prepared, load_images, make_block, prepare, run
 from .shelf import REPLAYS, Shelf, run_places
 from ..training.checkpoint import now
-from ..training.loop import Training, fit_all, replay, reproducible, resolve_precision
+from ..training.loop import Training, fit_all
+from ..training.imprint import replay
+from ..training.recipe import reproducible, resolve_precision
 from ..training.trunk import TrunkError, read_trunk
 
 # %% ../../nbs/study/75_confirm.ipynb #replay-class

@@ -29,7 +29,8 @@ from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier
 from ..heads.memory import memory_of, settle
 from .record import DataRecord, Device, EpochScores, Scores, Versions
-from ..training.loop import Images, Recipe, autocast, score
+from ..training.loop import Images, Recipe, score
+from ..training.recipe import autocast
 from ..training.objective import probabilities
 
 # %% ../../nbs/study/25_outcome.ipynb #confusion

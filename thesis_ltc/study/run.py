@@ -63,20 +63,9 @@ from thesis_ltc.study.record import (
     write_record,
 )
 from ..training.checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
-from thesis_ltc.training.loop import (
-    Images,
-    Interrupted,
-    Learner,
-    Training,
-    best_epoch,
-    fit_all,
-    interruptible,
-    stop_reason,
-    load_best,
-    predict,
-    reproducible,
-    resolve_device,
-)
+from ..training.loop import Images, Interrupted, Learner, Training, fit_all, interruptible, predict
+from ..training.recipe import best_epoch, stop_reason, reproducible, resolve_device
+from ..training.resume import load_best
 from ..training.stacked import learner_of
 from ..training.trunk import check_trunk, features_of
 
