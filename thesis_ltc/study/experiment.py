@@ -245,7 +245,7 @@ def given_images(experiment: Experiment, data: ImageSet) -> ImageSet:
     fitting = {"slice": ("slice",), "official": ("official",), "patient": ("patient", "official")}[experiment.split]
     if data.split_name.partition(",")[0] not in fitting:
         raise ExperimentError(f"data is split {data.split_name!r}, but the experiment says split={experiment.split}; load it as the experiment says: load_images(experiment)")
-    return gate(data.divided(data.split, data.split_name, experiment.accept_leakage))
+    return gate(data.with_split(data.split, data.split_name, experiment.accept_leakage))
 
 
 def build_model(

@@ -89,7 +89,7 @@ def write_predictions(
     import pandas as pd
 
     rows = np.concatenate([data.rows(split) for split in SPLITS])
-    columns = {"split": data.split[rows], "name": data.names[rows], "label": data.labels[rows], "picture": data.pictures[rows]}
+    columns = {"split": data.split[rows], "name": data.names[rows], "label": data.labels[rows], "picture": data.image_hashes[rows]}
     for when, logits in outputs.items():
         chance = probabilities(torch.cat([logits[split] for split in SPLITS])).numpy()
         columns |= {f"{when}_{k}": chance[:, k] for k in range(chance.shape[1])}

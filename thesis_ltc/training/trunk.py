@@ -83,7 +83,7 @@ def read_trunk(name: str) -> Trunk:
 
 
 def seen_by(trunk: Trunk) -> set[str]:
-    "Pictures that a trunk was trained or chosen by, as `ImageSet.pictures` names them."
+    "Pictures that a trunk was trained or chosen by, as `ImageSet.image_hashes` names them."
     import pandas as pd
 
     table = pd.read_parquet(trunk.folder / "predictions.parquet")
@@ -97,7 +97,7 @@ def check_trunk(trunk: Trunk, width: float, data: ImageSet, data_hash: str) -> N
         raise TrunkError(f"width is {width}, but the trunk {trunk.folder} has {its['width']}; give width={its['width']}")
     if data.accept_leakage:
         return
-    known = set(data.pictures[data.rows("test")]) & seen_by(trunk)
+    known = set(data.image_hashes[data.rows("test")]) & seen_by(trunk)
     if known:
         raise TrunkError(f"the trunk {trunk.folder} was trained on {said['name']}, split {said['split']}, and has seen {len(known)} of the pictures that are tested here. Take another trunk or another split, or give accept_leakage=True")
     if said["name"] == data.name and said["hash"] != data_hash:
