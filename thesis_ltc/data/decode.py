@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'LONGEST_SIDE', 'TWELVE_BITS', 'UnreadableImage', 'refuse_file', 'refuse_header',
            'from_sixteen_bits', 'to_grey', 'weights', 'resize', 'decode_stream', 'read_grey', 'decode', 'with_progress',
-           'Decoded', 'decode_files', 'probe_files']
+           'Decoded', 'decode_files', 'probe_pictures', 'decode_probes']
 
 # %% ../../nbs/data/15_decode.ipynb #d3feb033
 import io
@@ -187,27 +187,43 @@ def decode_files(
     return Decoded(images, [kind for row, kind in enumerate(kinds) if row not in reasons], reasons)
 
 # %% ../../nbs/data/15_decode.ipynb #probes-code
-def probe_files() -> dict[str, bytes]:   # name: content
-    "Small picture files that exercise every rule of decoding."
+def probe_pictures() -> dict[str, tuple[Image.Image, dict[str, Any]]]:   # name: picture, how it is saved
+    "Small pictures that exercise the rules of decoding."
     scene = (np.arange(24 * 18).reshape(24, 18) * 37 % 256).astype(np.uint8)
-    plain = Image.fromarray(scene)
-    layered = Image.merge("RGBA", [plain, plain.rotate(180), plain.rotate(90), Image.fromarray(scene[::-1])])
+    grey, flipped = Image.fromarray(scene), Image.fromarray(scene[::-1])
+    layered = Image.merge("RGBA", [grey, flipped, grey.rotate(180), flipped.rotate(180)])
+    colour = layered.convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
-    pictures = {
-        "1": (plain.convert("1"), {}), "L": (plain, {}), "LA": (layered.convert("LA"), {}),
-        "P": (layered.convert("P"), {"transparency": 9}), "RGB": (layered.convert("RGB"), {}),
-        "RGBA": (layered, {}), "CMYK": (layered.convert("CMYK"), {"format": "TIFF"}),
-        "jpeg": (layered.convert("RGB"), {"format": "JPEG", "quality": 90}),
-        "exif": (plain, {"exif": turned}),
-        "film": (plain, {"save_all": True, "append_images": [plain.rotate(180)]}),
-        "float": (Image.fromarray(scene.astype(np.float32)), {"format": "TIFF"}),
+    return {
+        "1": (grey.convert("1"), {}),
+        "L": (grey, {}),
+        "LA": (layered.convert("LA"), {}),
+        "P": (colour.convert("P"), {"transparency": 9}),
+        "RGB": (colour, {}),
+        "RGBA": (layered, {}),
+        "CMYK": (colour.convert("CMYK"), {"format": "JPEG", "quality": 90}),
+        "JPEG": (colour, {"format": "JPEG", "quality": 90}),
+        "turned": (grey, {"exif": turned}),
+        "film": (grey, {"save_all": True, "append_images": [flipped]}),
         "16 bits": (Image.fromarray(scene.astype(np.uint16) * 257), {}),
         "12 bits": (Image.fromarray(scene.astype(np.uint16) * 16), {}),
     }
+
+
+def decode_probes() -> dict[str, Any]:   # name: kind, pixels, square of 20 pixels; or "refused"
+    "What the decoder makes of the probes, and of one that is truncated."
     files = {}
-    for name, (picture, options) in pictures.items():
+    for name, (picture, options) in probe_pictures().items():
         file = io.BytesIO()
         picture.save(file, **{"format": "PNG"} | options)
         files[name] = file.getvalue()
-    return files | {"truncated": files["RGB"][:200], "letter": b"not a picture"}
+    files["truncated"] = files["RGB"][: len(files["RGB"]) // 2]
+    outcomes = {}
+    for name, content in files.items():
+        try:
+            kind, pixels = decode_stream(io.BytesIO(content))
+            outcomes[name] = {"kind": kind, "pixels": pixels, "square": resize(pixels, 20)}
+        except UnreadableImage:
+            outcomes[name] = "refused"
+    return outcomes

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LeftOut', 'COLUMN_NAMES', 'VOLUME', 'PARTS', 'TINY', 'LICENCES', 'CHANGED', 'FolderError', 'Picture', 'Folder',
            'printable', 'some', 'why_unused', 'why_no_picture', 'why_no_folder', 'subfolders', 'pictures_in',
-           'by_folders', 'count_pictures', 'one_patient_remark', 'folded', 'columns_of', 'read_table', 'unused_columns',
-           'similar_classes', 'leads_out', 'check_row', 'parse_position', 'picture_of_row', 'by_table',
-           'sorted_classes', 'table_remarks', 'refuse_mixed', 'understand', 'check_folder', 'Inspection',
+           'by_folders', 'count_pictures', 'repeated', 'one_patient_remark', 'folded', 'columns_of', 'read_table',
+           'unused_columns', 'similar_classes', 'leads_out', 'check_row', 'parse_position', 'picture_of_row',
+           'by_table', 'sorted_classes', 'table_remarks', 'refuse_mixed', 'understand', 'check_folder', 'Inspection',
            'inspect_file', 'licence_line', 'size_line', 'summary', 'split_lines', 'duplicate_lines', 'suspicious_lines',
            'left_out_lines', 'preview']
 
@@ -146,10 +146,15 @@ def count_pictures(place: Path, folders: Iterable[Path]) -> int:
     return sum(why_no_picture(place, path) is None for folder in folders for path in folder.iterdir())
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+    "Names that occur more than once, sorted."
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def one_patient_remark(pictures: Sequence[Picture]) -> list[str]:
     "A remark on patients in two classes, if there are any."
-    places = Counter(patient for patient, _ in {(picture.patient, picture.label) for picture in pictures} if patient)
-    both = sorted(patient for patient, count in places.items() if count > 1)
+    pairs = {(picture.patient, picture.label) for picture in pictures if picture.patient}
+    both = repeated(patient for patient, _ in pairs)
     return [f"folders of the same name in two classes count as one patient: {some(both)}"] if both else []
 
 # %% ../../nbs/data/20_folders.ipynb #columns-of
@@ -345,7 +350,8 @@ def understand(
     "What a folder of pictures holds; raises FolderError."
     place = Path(folder)
     if not place.is_dir():
-        raise FolderError(f"there is no folder {place}; give one with a subfolder a class, or with a manifest.csv")
+        expected = "give one with a subfolder a class, or with a manifest.csv"
+        raise FolderError(f"there is no folder {place}; {expected}")
     if table is None:
         manifest = place / "manifest.csv"
     else:
@@ -364,15 +370,17 @@ def understand(
 def check_folder(found: Folder) -> None:
     "Raise FolderError unless a folder holds pictures of two or more classes."
     if not found.pictures and any(VOLUME.search(file) for file, _ in found.left_out):
-        remedy = "write a volumes.csv with the columns volume and label, or volume and lesion"
-        raise FolderError(f"{found.place} holds volumes, not pictures; {remedy}, and use `thesis-ltc data import`")
+        raise FolderError(
+            f"{found.place} holds volumes, not pictures; write a volumes.csv with the columns volume and "
+            "label, or volume and lesion, and use `thesis-ltc data import`")
     if found.classes and {name.lower() for name in found.classes} <= PARTS:
         remedy = "give a manifest.csv with the columns file, label and split, or take the folders apart"
         raise FolderError(f"{found.place} has the folders {', '.join(found.classes)}, "
                           f"which are parts of a split and no classes; {remedy}")
     if len(found.classes) < 2:
-        expected = "two or more: one subfolder each, with pictures in them, or a manifest.csv with columns file and label"
-        raise FolderError(f"{found.place} has {len(found.classes)} classes {list(found.classes)}; expected {expected}")
+        raise FolderError(
+            f"{found.place} has {len(found.classes)} classes {list(found.classes)}; expected two or more: "
+            "one subfolder each, with pictures in them, or a manifest.csv with columns file and label")
 
 # %% ../../nbs/data/20_folders.ipynb #look
 TINY = 16   # pixels; a shorter side is suspicious
@@ -421,13 +429,15 @@ def size_line(kinds: Sequence[str]) -> str:
     widths, heights = ([int(number) for number in side] for side in zip(*sizes, strict=True))
     counts = Counter(kind.partition(" ")[2] for kind in kinds)
     modes = ", ".join(f"{mode} {count:,}" for mode, count in counts.most_common())
-    return f"sizes: {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high; modes: {modes}"
+    wide, high = (f"{min(side)} to {max(side)}" for side in (widths, heights))
+    return f"sizes: {wide} wide, {high} high; modes: {modes}"
 
 
 def summary(found: Folder, kinds: Sequence[str], licence: str | None) -> list[str]:
     "Classes, patients, sizes and licence of a folder."
     counts = Counter(picture.label for picture in found.pictures)
-    classes = [f"{number} = {printable(label)} ({counts[label]:,})" for number, label in enumerate(found.classes)]
+    numbered = enumerate(found.classes)
+    classes = [f"{number} = {printable(label)} ({counts[label]:,})" for number, label in numbered]
     patients = {picture.patient for picture in found.pictures} - {None}
     return [
         f"{found.place}: {found.layout}, {len(found.pictures):,} pictures",
@@ -445,10 +455,11 @@ def split_lines(pictures: Sequence[Picture]) -> list[str]:
         return []
     lines = []
     pairs = {(picture.patient, picture.split) for picture in pictures if picture.patient}
-    torn = sorted(patient for patient, count in Counter(patient for patient, _ in pairs).items() if count > 1)
+    torn = repeated(patient for patient, _ in pairs)
     if torn:
-        remedy = "which is refused unless leakage is accepted; take the column split away to have one drawn"
-        lines.append(f"{len(torn)} patients stand in two parts of the published split, {remedy}: {some(torn)}")
+        lines.append(
+            f"{len(torn)} patients stand in two parts of the published split, which is refused unless "
+            f"leakage is accepted; take the column split away to have one drawn: {some(torn)}")
     counts = Counter(picture.split for picture in pictures)
     lines.append("published split: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     return lines
@@ -479,8 +490,8 @@ CHANGED = "its content was changed: another SHA-256 than in the table"  # why a 
 
 def suspicious_lines(pictures: Sequence[Picture], inspections: Sequence[Inspection]) -> list[str]:
     "The first ten suspicious files, with what is odd."
-    pairs = zip(pictures, inspections, strict=True)
-    lines = [f"suspicious: {printable(picture.file)}: {seen.suspicion}" for picture, seen in pairs if seen.suspicion]
+    odd = [(picture.file, seen.suspicion) for picture, seen in zip(pictures, inspections, strict=True)]
+    lines = [f"suspicious: {printable(file)}: {suspicion}" for file, suspicion in odd if suspicion]
     more = [f"and {len(lines) - 10} more that are suspicious"] if len(lines) > 10 else []
     return lines[:10] + more
 

@@ -31,7 +31,7 @@ from .imageset import SPLITS, ImageSet
 
 # %% ../../nbs/data/25_packs.ipynb #packerror
 SCHEMA = 1
-COLUMNS = ("name", "patient", "source", "label", "split", "position", "kind", "sha256")  # label: a class's name
+COLUMNS = ("name", "patient", "source", "label", "split", "position", "kind", "sha256")  # of the manifest
 NO_SPLIT = "none"   # name of the split of a set for which none was published
 
 
@@ -146,7 +146,7 @@ class PackWriter:
 
 # %% ../../nbs/data/25_packs.ipynb #packer
 class Packer(PackWriter):
-    "Writes a pack; as a context it puts the file into place at the end, or leaves nothing behind after an error."
+    "Context that writes a pack: puts it into place at the end, or leaves nothing behind after an error."
 
     def __enter__(self) -> Self:
         if self.path.suffix != ".zip":
@@ -287,7 +287,8 @@ def refuse_other_kinds(path: Path, about: dict[str, Any]) -> None:
     for name, is_right in ABOUT_KINDS.items():
         if not is_right(about[name]):
             found = f"the {name} {str(about[name])[:80]}"
-            raise PackError(f"{path} has {found}, which is of another kind than packs have there; build it again")
+            expected = "which is of another kind than packs have there; build it again"
+            raise PackError(f"{path} has {found}, {expected}")
 
 # %% ../../nbs/data/25_packs.ipynb #read-images
 def check_picture(path: Path, row: Sequence[str], picture: Image.Image, size: int) -> np.ndarray:
@@ -302,7 +303,12 @@ def check_picture(path: Path, row: Sequence[str], picture: Image.Image, size: in
     return pixels
 
 
-def packed_pictures(path: Path, archive: zipfile.ZipFile, size: int, rows: list[list[str]]) -> Iterator[bytes]:
+def packed_pictures(
+    path: Path,
+    archive: zipfile.ZipFile,
+    size: int,
+    rows: list[list[str]],
+) -> Iterator[bytes]:
     "The PNG files in the archive; raises PackError for one that is larger than its pixels can need."
     for number, row in enumerate(rows):
         packed = archive.getinfo(member(number)).file_size
@@ -347,8 +353,8 @@ def read_pack(
     except PackError:
         raise
     except Exception as error:  # noqa: BLE001, a hostile or damaged archive may fail anywhere
-        cause = f"{type(error).__name__}: {error}"
-        raise PackError(f"{path} is damaged or no pack ({cause}); copy it again, or build it again") from error
+        found = f"damaged or no pack ({type(error).__name__}: {error})"
+        raise PackError(f"{path} is {found}; copy it again, or build it again") from error
 
 
 def as_image_set(name: str, about: dict[str, Any], rows: list[list[str]], images: np.ndarray) -> ImageSet:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'ROW_ORDER_NOTE', 'FASHION_LICENCE', 'COVID_CT_FOLDERS', 'COVID_CT_PAIRS', 'CONFLICT', 'COVID_CT', 'FORMAT',
-           'READERS', 'SOURCES', 'WITHOUT_FOLDER', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits',
+           'READERS', 'SOURCES', 'WITHOUT_FOLDER', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits', 'row_orders',
            'read_row_order', 'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures',
            'manifest_patients', 'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes',
            'read_image_folder', 'reader_digest', 'fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist',
@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -32,11 +31,18 @@ from filelock import FileLock
 from ..core.files import cache_folder, file_sha256, read_json
 from ..core.provenance import digest
 from ..core.streams import generator, key
-from .decode import decode_files, probe_files
+from .decode import decode_files, decode_probes
 from .fashion import SUMS, FetchError, fetch_fashion_mnist
 from .folders import CHANGED, Folder, Picture, printable, understand
-from .imageset import SPLITS, DamagedError, ImageSet, LeakageError, stratified_order, unknown_patients
-from .packs import NO_SPLIT, read_pack, write_pack
+from thesis_ltc.data.imageset import (
+    SPLITS,
+    DamagedError,
+    ImageSet,
+    LeakageError,
+    stratified_order,
+    unknown_patients,
+)
+from .packs import NO_SPLIT, read_pack
 from .splits import by_fold, by_patient
 
 # %% ../../nbs/data/40_sources.ipynb #dataerror
@@ -75,17 +81,22 @@ ROW_ORDER_NOTE = ("both pictures of a digit count as of one patient: they hold t
                   "so only their order tells the classes apart")
 
 
+def row_orders(name: str, rows: int) -> np.ndarray:   # (2, rows)
+    "Two orders of rows, which differ between the first two and the last two."
+    order = np.random.default_rng(key(0, name)).permutation(rows)
+    return np.stack([order, np.concatenate([order[:2], order[2:-2][::-1], order[-2:]])])
+
+
 def read_row_order(name: str, digits: ImageSet) -> ImageSet:
-    "Each image with its rows in two orders, which differ between the first two rows and the last two."
-    order = np.random.default_rng(key(0, name)).permutation(digits.images.shape[2])
-    other = np.concatenate([order[:2], order[2:-2][::-1], order[-2:]])
+    "Each image with its rows in two orders."
+    orders = row_orders(name, digits.images.shape[2])
     labels = np.repeat(np.arange(2), len(digits))
     return ImageSet(
-        name=name, images=np.concatenate([digits.images[:, :, order], digits.images[:, :, other]]), labels=labels,
+        name=name, images=np.concatenate([digits.images[:, :, order] for order in orders]), labels=labels,
         patients=np.tile(digits.names, 2), sources=np.tile(digits.sources, 2),
         names=np.array([f"{digit}-{letter}" for letter in "ab" for digit in digits.names]),
         split=no_split(labels), split_name=NO_SPLIT, kinds=np.tile(digits.kinds, 2),
-        classes=tuple("rows " + " ".join(map(str, rows)) for rows in (order, other)),
+        classes=tuple("rows " + " ".join(map(str, order)) for order in orders),
         licence=digits.licence, publishable=True, notes=(ROW_ORDER_NOTE,))
 
 # %% ../../nbs/data/40_sources.ipynb #read-fashion-mnist
@@ -106,7 +117,8 @@ def read_fashion_mnist(name: str, folder: Path) -> ImageSet:
 
     train, test = (FashionMNIST(str(folder), train=train) for train in (True, False))
     labels = [part.targets.numpy().astype(np.int64) for part in (train, test)]
-    names = [f"train-{row:05d}" for row in range(len(train))] + [f"test-{row:05d}" for row in range(len(test))]
+    names = [f"train-{row:05d}" for row in range(len(train))]
+    names += [f"test-{row:05d}" for row in range(len(test))]
     return ImageSet(
         name=name, images=np.concatenate([train.data.numpy(), test.data.numpy()])[:, None],
         labels=np.concatenate(labels), patients=np.array(names), sources=np.full(len(names), "Zalando"),
@@ -131,8 +143,8 @@ def read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        expected = "its folder is the one of github.com/UCSD-AI4H/COVID-CT, unpacked"
-        raise DataError(f"covid-ct needs the list {path}, which can't be read ({error}); {expected}") from error
+        raise DataError(f"covid-ct needs the list {path}, which can't be read ({error}); "
+                        "its folder is the one of github.com/UCSD-AI4H/COVID-CT, unpacked") from error
     for number, name in enumerate(lines, 1):
         if name.strip() and (Path(name).name != name or name == ".." or "\\" in name):
             raise DataError(f"{path}, line {number}: {name!r} leads out of the folder of pictures; "
@@ -169,9 +181,10 @@ COVID_CT_PAIRS = [
     ("CT_NonCOVID/71%1.jpg", "CT_COVID/kjr-21-e24-p5-31.png"),
     ("CT_COVID/2020.03.22.20040782-p24-1533-6.png", "CT_COVID/2020.03.22.20040782-p25-1543.png"),
 ]
-CONFLICT = ("two training pictures without COVID are test pictures with COVID, saved again, and one validation "
-            "picture is a test picture, cropped otherwise (listed; `drop_listed` leaves them out of training and "
-            "validation)")
+CONFLICT = (
+    "two training pictures without COVID are test pictures with COVID, saved again, and one validation "
+    "picture is a test picture, cropped otherwise (listed; `drop_listed` leaves them out of training and "
+    "validation)")
 COVID_CT = {
     "classes": tuple(COVID_CT_FOLDERS),
     "licence": "copyrights belong to the authors and publishers of the papers; do not redistribute",
@@ -187,8 +200,8 @@ def read_covid_ct(name: str, folder: Path, pictures: list[ListedPicture]) -> Ima
     images, kinds, reasons = decode_files([folder / file for file in files])
     kept = [row for row in range(len(files)) if row not in reasons]
     if not kept:
-        first = f"{files[:1]} {list(reasons.values())[:1]}"
-        raise DataError(f"none of the {len(files)} pictures listed in {folder} can be read; the first: {first}")
+        first = f"the first: {files[:1]} {list(reasons.values())[:1]}"
+        raise DataError(f"none of the {len(files)} pictures listed in {folder} can be read; {first}")
     names, labels, published = (np.array([pictures[row][column] for row in kept]) for column in range(3))
     return ImageSet(
         name=name, images=images, labels=labels, names=names, sources=np.full(len(names), "papers"),
@@ -245,30 +258,21 @@ def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
         patients=column(lambda picture: picture.patient or picture.file),
         sources=column(lambda picture: picture.source or name),
         positions=np.array([picture.position for picture in pictures]), kinds=np.array(kinds),
-        split=column(lambda picture: picture.split or "train"), split_name="official" if published else NO_SPLIT,
+        split=column(lambda picture: picture.split or "train"),
+        split_name="official" if published else NO_SPLIT,
         classes=tuple(map(printable, found.classes)), licence="not stated", publishable=False,
         quarantine=[(printable(file), reason) for file, reason in quarantine], accept_leakage=True,
         notes=() if patients_known else (unknown_patients("picture"),))
 
 # %% ../../nbs/data/40_sources.ipynb #reader-digest
-FORMAT = 1   # of a stored set; raise it when its files mean something else
+FORMAT = 1   # of a stored set; raise it when a reader gives the same files other labels, names or remarks
 
 
 @cache
 def reader_digest() -> str:
-    "Digest of what the readers make of small probe files; computed once per process."
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, pack = Path(scratch) / "probe", Path(scratch) / "probe.zip"
-        for number, (file, content) in enumerate(probe_files().items()):
-            path = folder / "ab"[number % 2] / f"{file}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        data = read_image_folder("probe", understand(folder), size=20)
-        write_pack(data, pack)
-        packed = read_pack(pack, "probe").digest
-    left_out = [file for file, _ in data.quarantine]
-    order = read_row_order("row-order", data).digest
-    return digest(data.digest, data.kinds.tolist(), left_out, packed, order, hold_out(data.labels, 4).tolist())
+    "Digest of what the readers make of probe files and labels; computed once per process."
+    held = hold_out(np.arange(60) % 3, 9)
+    return digest(decode_probes(), row_orders("row-order", 8), held.tolist())
 
 # %% ../../nbs/data/40_sources.ipynb #content
 def fingerprint(
@@ -302,7 +306,7 @@ def cached(
 
 # %% ../../nbs/data/40_sources.ipynb #digits-reader
 def digits(name: str, folder: Path | None) -> ImageSet:
-    "1,797 handwritten digits, 8 x 8 px, ten classes; inside scikit-learn, always there"
+    "The digits of scikit-learn."
     try:
         release = version("scikit-learn")
     except PackageNotFoundError as error:
@@ -311,24 +315,24 @@ def digits(name: str, folder: Path | None) -> ImageSet:
 
 
 def row_order(name: str, folder: Path | None) -> ImageSet:
-    "3,594 pictures made of the digits, 8 x 8 px, two classes: the rows of each digit in one order, and in another; made to test whether a head sees an order"  # noqa: E501
+    "The rows of each digit in one order, and in another."
     of = digits("digits", None)
     return cached(name, [name, of.digest, of.licence, ROW_ORDER_NOTE], lambda: read_row_order(name, of))
 
 
 def fashion_mnist(name: str, folder: Path | None) -> ImageSet:
-    "70,000 pictures of clothes, 28 x 28 px, ten classes; fetched once, 30 MB"
+    "Fashion-MNIST, fetched if it isn't there."
     try:
         place = fetch_fashion_mnist()
     except FetchError as error:
-        remedy = "take scikit-learn's digits, which are always there: DATASET=digits for make, data=digits elsewhere"
-        raise DataError(f"{error}. Or {remedy}") from error
+        raise DataError(f"{error}. Or take scikit-learn's digits, which are always there: "
+                        "DATASET=digits for make, data=digits elsewhere") from error
     identity = [name, read_json(place / SUMS), FASHION_LICENCE]
     return cached(name, identity, lambda: read_fashion_mnist(name, place))
 
 # %% ../../nbs/data/40_sources.ipynb #covid-ct
 def covid_ct(name: str, folder: Path | None) -> ImageSet:
-    "746 CT pictures cut from papers, COVID-19 or not; the UCSD folder, in THESIS_LTC_DATA/covid-ct or folder=DIR"
+    "COVID-CT, from the folder that UCSD published."
     if folder is None or not folder.is_dir():
         raise DataError(f"covid-ct isn't found ({folder or 'THESIS_LTC_DATA is not set'}); "
                         "get it from github.com/UCSD-AI4H/COVID-CT, and give folder=DIR or THESIS_LTC_DATA")
@@ -339,7 +343,7 @@ def covid_ct(name: str, folder: Path | None) -> ImageSet:
 
 # %% ../../nbs/data/40_sources.ipynb #own-images
 def own_images(name: str, folder: Path | None) -> ImageSet:
-    "your own: a folder with one subfolder a class, or with a manifest.csv, or a packed set; folder=PATH, or its name in THESIS_LTC_DATA"  # noqa: E501
+    "One's own images: a folder, or a pack."
     if folder is None or not folder.exists():
         raise DataError(f"there is no folder {folder or 'given for your own images'}; give folder=PATH, "
                         "with one subfolder a class, with a manifest.csv, or of a packed set")
@@ -355,7 +359,16 @@ READERS = {
     "digits": digits, "row-order": row_order, "fashion-mnist": fashion_mnist, "covid-ct": covid_ct,
     "folder": own_images,
 }
-SOURCES = {name: reader.__doc__ for name, reader in READERS.items()}
+SOURCES = {
+    "digits": "1,797 handwritten digits, 8 x 8 px, ten classes; inside scikit-learn, always there",
+    "row-order": "3,594 pictures made of the digits, 8 x 8 px, two classes: the rows of each digit in one "
+                 "order, and in another; made to test whether a head sees an order",
+    "fashion-mnist": "70,000 pictures of clothes, 28 x 28 px, ten classes; fetched once, 30 MB",
+    "covid-ct": "746 CT pictures cut from papers, COVID-19 or not; the UCSD folder, in "
+                "THESIS_LTC_DATA/covid-ct or folder=DIR",
+    "folder": "your own: a folder with one subfolder a class, or with a manifest.csv, or a packed set; "
+              "folder=PATH, or its name in THESIS_LTC_DATA",
+}
 WITHOUT_FOLDER = ("digits", "row-order", "fashion-mnist")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -385,8 +398,9 @@ def read(name: str, folder: str | Path | None) -> ImageSet:
     place = place_of(name, folder)
     if name not in READERS and folder is None and not (place and place.exists()):
         looked = f"there is neither {place} nor {place.name}.zip" if place else "THESIS_LTC_DATA is not set"
-        raise DataError(f"no image set is called {name!r} ({looked}); known are {', '.join(SOURCES)}. For your own "
-                        "images give folder=PATH, a folder with one subfolder a class or a packed set")
+        raise DataError(
+            f"no image set is called {name!r} ({looked}); known are {', '.join(SOURCES)}. "
+            "For your own images give folder=PATH, a folder with one subfolder a class or a packed set")
     return READERS.get(name, own_images)(name, place)
 
 # %% ../../nbs/data/40_sources.ipynb #check-split
@@ -419,8 +433,9 @@ def draw_split(
     if split == "official" and not published:
         raise DataError(f"{data.name} has no published split; use split='patient'")
     if split == "slice" and not data.patients_known and not accept_leakage:
-        raise LeakageError(f"patients of {data.name} aren't known, so a split by slice can't be shown to keep "
-                           "patients apart; use split='patient', or accept_leakage=True")
+        raise LeakageError(
+            f"patients of {data.name} aren't known, so a split by slice can't be shown to keep patients "
+            "apart; use split='patient', or accept_leakage=True")
     if split != "slice" and published and not repeat and folds is None:
         return data.split, "official"
     patients, sources = (data.patients, data.sources) if split == "patient" else (np.arange(len(data)), None)
@@ -433,7 +448,8 @@ def draw_split(
 # %% ../../nbs/data/40_sources.ipynb #load-code
 def without_listed(data: ImageSet) -> ImageSet:
     "The set without images whose listed double is in a later part (train, val, test)."
-    part_of = {name: SPLITS.index(split) for name, split in zip(data.names.tolist(), data.split.tolist(), strict=True)}
+    parts = map(SPLITS.index, data.split.tolist())
+    part_of = dict(zip(data.names.tolist(), parts, strict=True))
     dropped = []
     for first, second in data.listed:
         if first in part_of and second in part_of and part_of[first] != part_of[second]:
@@ -453,7 +469,8 @@ def load(
 ) -> ImageSet:
     """An image set by name: decoded, split and checked.
 
-    Raises: DataError if it can't be had; LeakageError if a patient is in two splits; SplitError if it can't be split.
+    Raises: DataError if it can't be had; LeakageError if a patient is in two splits; SplitError if it
+    can't be split as asked.
     """
     check_split(split, repeat, folds, fold)
     data = read(name, folder)
