@@ -240,10 +240,10 @@ def load_named(name: str, words: Sequence[str] | None) -> Any:
 
 def pack_of(name: str, to: Path | None) -> Path:
     "Where a set of this name is packed."
-    from thesis_ltc.data.sources import PLAIN, SOURCES
+    from thesis_ltc.data.sources import NAME_PATTERN, SOURCES
 
     root = os.environ.get("THESIS_LTC_DATA")
-    if not re.fullmatch(PLAIN, name) or name in SOURCES:
+    if not re.fullmatch(NAME_PATTERN, name) or name in SOURCES:
         raise UsageError(f"{name!r} can't be the name of one's own set; expected letters, digits, dots, dashes and underscores, and none of {', '.join(SOURCES)}")
     if to is None and not root:
         raise UsageError("THESIS_LTC_DATA is not set, so there is no place for a pack; set it, or say --to FILE.zip")
@@ -261,12 +261,12 @@ def show(name: NAME, words: WORDS = None) -> None:
 
 def describe(found: Any) -> str:
     "An image set in lines of text."
-    from thesis_ltc.data.packs import WHOLE
+    from thesis_ltc.data.packs import NO_SPLIT
 
-    people, split = len(set(found.patients)), "is drawn when it is loaded" if found.split_name == WHOLE else found.split_name
+    people, split = len(set(found.patients)), "is drawn when it is loaded" if found.split_name == NO_SPLIT else found.split_name
     lines = [f"{found.name}: {len(found):,} images{f' of {people:,} patients' if people < len(found) else ''}, {found.images.shape[-1]} px, split {split}",
              f"licence: {found.licence}; pictures may {'' if found.publishable else 'not '}be shown"]
-    if found.split_name == WHOLE:
+    if found.split_name == NO_SPLIT:
         lines += ["classes: " + ", ".join(f"{count:,} {label}" for label, count in found.counts()["train"].items())]
     else:
         lines += [f"{split:5}  " + ", ".join(f"{count:,} {label}" for label, count in counts.items()) for split, counts in found.counts().items()]

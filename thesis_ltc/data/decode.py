@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'LONGEST_SIDE', 'TWELVE_BITS', 'UnreadableImage', 'refuse_file', 'refuse_header',
-           'to_grey', 'weights', 'resize', 'read_grey', 'decode', 'Decoded', 'watched', 'decode_files']
+           'from_sixteen_bits', 'to_grey', 'weights', 'resize', 'decode_stream', 'read_grey', 'decode', 'with_progress',
+           'Decoded', 'decode_files', 'probe_pictures', 'decode_probes']
 
 # %% ../../nbs/data/15_decode.ipynb #d3feb033
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,7 +24,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 65_535
-TWELVE_BITS = 4_096   # a 16-bit picture that stays below is one of a scanner's twelve bits, and would come out black
 
 
 class UnreadableImage(ValueError):
@@ -30,7 +31,7 @@ class UnreadableImage(ValueError):
 
 
 def refuse_file(path: Path) -> None:
-    "Refuse what isn't a file with something in it; a pipe or a device would be waited for, for ever."
+    "Raise UnreadableImage unless the path is a regular file with content: a pipe would block for ever."
     if not path.exists():
         raise UnreadableImage("missing: put it there, or take it off the list")
     if not path.is_file():
@@ -40,45 +41,60 @@ def refuse_file(path: Path) -> None:
 
 
 def refuse_header(image: Image.Image) -> None:
-    "Refuse an image for its size, its frames, or pixels whose range nobody stated."
+    "Raise UnreadableImage for too many pixels, several pictures, or pixels of unknown range."
     width, height = image.size
     if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-        raise UnreadableImage(f"{width} x {height} pixels; at most 100 megapixels, and {LONGEST_SIDE} a side, are decoded")
+        limits = f"at most 100 megapixels, and {LONGEST_SIDE} a side, are decoded"
+        raise UnreadableImage(f"{width} x {height} pixels; {limits}")
     if getattr(image, "n_frames", 1) > 1:
         raise UnreadableImage(f"holds {image.n_frames} pictures, or is animated; save the one that is meant")
     if image.mode == "F" or image.mode == "I" and image.format != "PPM":
         kind = "floating point" if image.mode == "F" else "32-bit"
-        raise UnreadableImage(f"{kind} pixels have no stated range; save it as 8- or 16-bit grey, with a window that you choose")
+        remedy = "save it as 8- or 16-bit grey, with a window that you choose"
+        raise UnreadableImage(f"{kind} pixels have no stated range; {remedy}")
+
+# %% ../../nbs/data/15_decode.ipynb #sixteen-code
+TWELVE_BITS = 4_096
+
+
+def from_sixteen_bits(
+    pixels: np.ndarray,   # (height, width) int, 0 to 65,535
+) -> np.ndarray:          # (height, width) uint8
+    "16-bit grey levels divided by 257, rounded; raises UnreadableImage if the range is smaller than 16 bits."
+    highest = int(pixels.max())
+    if highest < TWELVE_BITS:
+        found = f"16-bit file in which no pixel is above {highest:,}: a smaller range that isn't stated"
+        raise UnreadableImage(f"{found}; scale it to 0..65,535, or save it as 8-bit grey")
+    return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 # %% ../../nbs/data/15_decode.ipynb #to-grey
 def to_grey(image: Image.Image) -> np.ndarray:  # (height, width) uint8
     "The picture's pixels as 8-bit grey, by the rules above."
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        if (highest := int(np.asarray(upright).max())) < TWELVE_BITS:
-            raise UnreadableImage(f"16-bit file in which no pixel is above {highest:,}: a smaller range that isn't stated; scale it to 0..65,535, or save it as 8-bit grey")
-        return ((np.asarray(upright).astype(np.int64) + 128) // 257).astype(np.uint8)
-    if upright.has_transparency_data:
-        black = Image.new("RGBA", upright.size, "black")
-        upright = Image.alpha_composite(black, upright.convert("RGBA"))
-    if upright.mode not in ("1", "L", "RGB", "RGBA"):
-        upright = upright.convert("RGB")
-    return np.asarray(upright.convert("L"))
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return from_sixteen_bits(np.asarray(image))
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    if image.mode not in ("1", "L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L"))
 
 # %% ../../nbs/data/15_decode.ipynb #weights
 def weights(
     pixels: int,       # of the old side
     size: int,         # of the new side
 ) -> np.ndarray:       # (size, pixels) whole numbers; every row has the same sum
-    "How much each old pixel counts for each new one: by area if the side shrinks, linearly if it grows."
+    "Weight of each old pixel in each new one: by area if the side shrinks, linear if it grows."
     new, old = np.arange(size)[:, None], np.arange(pixels)
     if pixels >= size:
-        right, left = np.minimum((new + 1) * pixels, (old + 1) * size), np.maximum(new * pixels, old * size)
+        left = np.maximum(new * pixels, old * size)
+        right = np.minimum((new + 1) * pixels, (old + 1) * size)
         return np.maximum(right - left, 0)
     centre = np.clip((2 * new + 1) * pixels - size, 0, 2 * size * (pixels - 1))
     return np.maximum(2 * size - abs(centre - 2 * size * old), 0)
 
-
+# %% ../../nbs/data/15_decode.ipynb #resize-code
 def resize(
     image: np.ndarray,  # (height, width) uint8
     size: int,
@@ -91,22 +107,32 @@ def resize(
     return ((2 * sums + whole) // (2 * whole)).astype(np.uint8)
 
 # %% ../../nbs/data/15_decode.ipynb #decode
-def read_grey(path: str | Path) -> tuple[str, np.ndarray]:   # (height, width) uint8
-    "A file's size and mode, and its picture in grey; raises UnreadableImage with the reason."
-    path = Path(path)
+def decode_stream(file: BinaryIO) -> tuple[str, np.ndarray]:   # (height, width) uint8
+    "Size and mode of an open file, as `512x512 L`, and its picture in grey; raises UnreadableImage."
     try:
-        refuse_file(path)
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             refuse_header(image)
             return f"{image.width}x{image.height} {image.mode}", to_grey(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not an image: save it in one of the formats read, {', '.join(FORMATS)}") from error
+        expected = f"save it in one of the formats read, {', '.join(FORMATS)}"
+        raise UnreadableImage(f"not an image: {expected}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage("at most 100 megapixels are decoded; its header announces more") from error
     except Exception as error:  # noqa: BLE001, readers of damaged files raise anything
-        raise UnreadableImage(f"damaged or truncated, copy it again: {str(error) or type(error).__name__}") from error
+        cause = str(error) or type(error).__name__
+        raise UnreadableImage(f"damaged or truncated, copy it again: {cause}") from error
+
+
+def read_grey(path: str | Path) -> tuple[str, np.ndarray]:   # (height, width) uint8
+    "Size and mode of a file, as `512x512 L`, and its picture in grey; raises UnreadableImage."
+    try:
+        refuse_file(Path(path))
+        with open(path, "rb") as file:
+            return decode_stream(file)
+    except OSError as error:
+        raise UnreadableImage(f"damaged or truncated, copy it again: {error}") from error
 
 
 def decode(
@@ -116,17 +142,9 @@ def decode(
     "A file's picture as a grey square; raises UnreadableImage with the reason."
     return resize(read_grey(path)[1], size)
 
-# %% ../../nbs/data/15_decode.ipynb #decode-files
-class Decoded(NamedTuple):
-    "Pictures of files, and what became of each."
-
-    images: np.ndarray         # (readable, 1, size, size) uint8, read-only
-    kinds: list[str]           # size and mode of each readable file, as `512x512 L`
-    reasons: dict[int, str]    # position of each file that was left out, and why
-
-
-def watched(things: Iterable[Any], total: int, doing: str) -> Iterator[Any]:
-    "The same things; in a terminal, with a bar that shows how far it is."
+# %% ../../nbs/data/15_decode.ipynb #with-progress
+def with_progress(things: Iterable[Any], total: int, doing: str) -> Iterator[Any]:
+    "The same things; in a terminal, with a progress bar."
     if not sys.stderr.isatty():
         yield from things
         return
@@ -135,13 +153,22 @@ def watched(things: Iterable[Any], total: int, doing: str) -> Iterator[Any]:
 
     yield from track(things, doing, total, console=Console(stderr=True), transient=True)
 
+# %% ../../nbs/data/15_decode.ipynb #decode-files
+class Decoded(NamedTuple):
+    "Pictures of files, and why some were left out."
+
+    images: np.ndarray         # (readable, 1, size, size) uint8, read-only
+    kinds: list[str]           # size and mode of each readable file, as `512x512 L`
+    reasons: dict[int, str]    # position of each file that was left out, and why
+
 
 def decode_files(
     paths: Sequence[str | Path],
     size: int = 256,
 ) -> Decoded:
-    "Decode files on all cores, in their order; those that can't be read are left out and named."
-    images, kinds = np.zeros((len(paths), 1, size, size), np.uint8), [""] * len(paths)
+    "Decode files on all cores, in their order; unreadable ones are left out, with the reason."
+    images = np.zeros((len(paths), 1, size, size), np.uint8)
+    kinds = [""] * len(paths)
 
     def fill(row: int) -> str | None:
         try:
@@ -152,8 +179,51 @@ def decode_files(
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        told = watched(pool.map(fill, range(len(paths))), len(paths), "decoding")
-        reasons = {row: reason for row, reason in enumerate(told) if reason is not None}
-    images = np.delete(images, list(reasons), axis=0) if reasons else images
+        outcomes = with_progress(pool.map(fill, range(len(paths))), len(paths), "decoding")
+        reasons = {row: reason for row, reason in enumerate(outcomes) if reason is not None}
+    if reasons:
+        images = np.delete(images, list(reasons), axis=0)
     images.flags.writeable = False
     return Decoded(images, [kind for row, kind in enumerate(kinds) if row not in reasons], reasons)
+
+# %% ../../nbs/data/15_decode.ipynb #probes-code
+def probe_pictures() -> dict[str, tuple[Image.Image, dict[str, Any]]]:   # name: picture, how it is saved
+    "Small pictures that exercise the rules of decoding."
+    scene = (np.arange(24 * 18).reshape(24, 18) * 37 % 256).astype(np.uint8)
+    grey, flipped = Image.fromarray(scene), Image.fromarray(scene[::-1])
+    layered = Image.merge("RGBA", [grey, flipped, grey.rotate(180), flipped.rotate(180)])
+    colour = layered.convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "1": (grey.convert("1"), {}),
+        "L": (grey, {}),
+        "LA": (layered.convert("LA"), {}),
+        "P": (colour.convert("P"), {"transparency": 9}),
+        "RGB": (colour, {}),
+        "RGBA": (layered, {}),
+        "CMYK": (colour.convert("CMYK"), {"format": "JPEG", "quality": 90}),
+        "JPEG": (colour, {"format": "JPEG", "quality": 90}),
+        "turned": (grey, {"exif": turned}),
+        "film": (grey, {"save_all": True, "append_images": [flipped]}),
+        "16 bits": (Image.fromarray(scene.astype(np.uint16) * 257), {}),
+        "12 bits": (Image.fromarray(scene.astype(np.uint16) * 16), {}),
+    }
+
+
+def decode_probes() -> dict[str, Any]:   # name: kind, pixels, square of 20 pixels; or "refused"
+    "What the decoder makes of the probes, and of one that is truncated."
+    files = {}
+    for name, (picture, options) in probe_pictures().items():
+        file = io.BytesIO()
+        picture.save(file, **{"format": "PNG"} | options)
+        files[name] = file.getvalue()
+    files["truncated"] = files["RGB"][: len(files["RGB"]) // 2]
+    outcomes = {}
+    for name, content in files.items():
+        try:
+            kind, pixels = decode_stream(io.BytesIO(content))
+            outcomes[name] = {"kind": kind, "pixels": pixels, "square": resize(pixels, 20)}
+        except UnreadableImage:
+            outcomes[name] = "refused"
+    return outcomes

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.files import file_sha256
-from .folders import Folder, FolderError, alike_names, leads_out, licence_in, preview, printable, read_table, understand, unused
+from .folders import Folder, FolderError, similar_classes, leads_out, licence_line, preview, printable, read_table, understand, unused_columns
 from .imageset import unknown_patients
 from .packs import Packer, write_pack
 from .recipes import Case, lacking, one_person_twice, pack_cases, stem
-from .sources import read_pictures
+from .sources import read_image_folder
 from .volumes import VolumeError, files_of, look_at
 
 # %% ../../nbs/data/55_imports.ipynb #volumerow
@@ -86,7 +86,7 @@ def with_patients(
     ignore_patient_id: bool,     # what DICOM files say is a placeholder
 ) -> tuple[list[Case], list[str]]:   # with a patient each, and remarks
     "Whose the volumes are: by the table, else by the PatientID of their DICOM files, else each its own, and unknown. Raises FolderError for contradictions."
-    others = unused(read_table(table)[0], COLUMNS, "call it patient")
+    others = unused_columns(read_table(table)[0], COLUMNS, "call it patient")
     if cases[0].patient:
         if not ignore_patient_id and (contradictions := one_person_twice(cases)):
             raise FolderError(f"{table}: {contradictions[0]}; give them one patient, or, if PatientID is a placeholder, say --ignore-patient-id")
@@ -124,7 +124,7 @@ class Import:
 
     def preview(self, licence: str | None = None) -> list[str]:
         "What was understood, in lines: of pictures all, of volumes their headers and whether two are the same are looked at."
-        return preview(self.folder, licence) if self.folder is not None else [*preview_volumes(self), licence_in(self.place, licence)]
+        return preview(self.folder, licence) if self.folder is not None else [*preview_volumes(self), licence_line(self.place, licence)]
 
 
 def file_or_folder_sha256(path: Path) -> str:
@@ -147,7 +147,7 @@ def preview_volumes(what: Import) -> list[str]:
     return [f"{what.place}: {len(what.volumes):,} volumes of {len({case.patient for case in what.volumes}):,} patients, cut into slices", *what.remarks,
             "classes: " + ", ".join(f"{number} = {label}" for number, label in enumerate(what.classes)), "volumes: " + ", ".join(f"{count:,} {label}" for label, count in labels.items()),
             *([f"slices: {slices[0]} to {slices[-1]} in a volume; " + ", ".join(f"{count:,} of {kind}" for kind, count in Counter(f"{header.sides[0]}x{header.sides[1]} {header.kind}" for header in headers).most_common())] if slices else []),
-            f"lung masks: {lungs:,}{'' if lungs == len(what.volumes) else '; in the others lungs are found by a threshold'}; slices without lung are left out", *alike_names(what.classes), *(f"the same volume{' with different labels' if len({case.label for case in group}) > 1 else ''}: {' and '.join(case.name for case in group)}" for group in same.values() if len(group) > 1), *wrong]
+            f"lung masks: {lungs:,}{'' if lungs == len(what.volumes) else '; in the others lungs are found by a threshold'}; slices without lung are left out", *similar_classes(what.classes), *(f"the same volume{' with different labels' if len({case.label for case in group}) > 1 else ''}: {' and '.join(case.name for case in group)}" for group in same.values() if len(group) > 1), *wrong]
 
 
 def understand_import(
@@ -199,7 +199,7 @@ def import_images(
     if publishable and (licence == "not stated" or "ND" in re.split(r"[^A-Z]+", licence.upper())):
         raise FolderError(f"pictures under the licence {licence!r} can't be called publishable; name the licence that allows to show them, reduced and windowed")
     if what.folder is not None:
-        data = read_pictures(Path(path).stem, what.folder, size)
+        data = read_image_folder(Path(path).stem, what.folder, size)
         said = [remark for remark in what.folder.remarks if remark == said_independent("picture")]
         write_pack(replace(data, licence=licence, publishable=publishable, notes=(*data.notes, *said)), path)
         return

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .decode import resize, watched
+from .decode import resize, with_progress
 from ..core.files import read_yaml, repository
 from .packs import COLUMNS, Entry, Packer
 from ..core.streams import generator
@@ -204,7 +204,7 @@ def entries_of(case: Case, classes: Sequence[str], size: int, notes: list[str]) 
 
 def pack_cases(cases: Sequence[Case], packer: Packer, classes: Sequence[str], size: int, root: Path) -> None:
     "Cut volumes one after another and pack them; those that can't be used are left out by name. Memory holds one at a time."
-    for case in watched(cases, len(cases), "cutting"):
+    for case in with_progress(cases, len(cases), "cutting"):
         try:
             packer.add(list(entries_of(case, classes, size, packer.notes)))
         except VolumeError as error:
