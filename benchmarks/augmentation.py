@@ -87,10 +87,11 @@ def main() -> None:
     stream = generator(0, "benchmark")
     ours = Augmentation(options.image_size)
     theirs = torchvision_v2(options.image_size)
+    step = training_step(images, options.image_size, precision)
     rows = measure({
         "augmentation, the whole batch at once": lambda: ours(images, stream),
         "torchvision v2, sample by sample": lambda: [theirs(image) for image in images],
-        f"training step of fc at full width, {precision}": training_step(images, options.image_size, precision),
+        f"training step of fc at full width, {precision}": step,
     }, options.rounds)
     augmentation, peer, training = (row["median"] for row in rows)
     path = repository() / "results" / "benchmarks" / "augmentation.json"
@@ -111,8 +112,8 @@ def main() -> None:
     for row in rows:
         low, median, high = (f"{1e3 * row[name]:.1f}" for name in ("low", "median", "high"))
         print(f"{row['what']:45} {median:>8} ms  ({low} to {high})")
-    print(f"{peer / augmentation:.1f} times as fast as torchvision; {augmentation / training:.1%} of a training step")
-    print(f"written: {path}")
+    times, share = peer / augmentation, augmentation / training
+    print(f"{times:.1f} times as fast as torchvision; {share:.1%} of a training step\nwritten: {path}")
 
 
 if __name__ == "__main__":
