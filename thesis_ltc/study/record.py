@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audit import across
+from ..data.audit import cross_split_duplicates
 from ..core.files import atomic_write
 from ..core.provenance import capability, commit, device_name
 from ..data.imageset import SPLITS, ImageSet
@@ -76,7 +76,7 @@ def describe_data(data: ImageSet, data_hash: str) -> dict[str, Any]:
     return {
         "name": data.name, "hash": data_hash, "split": data.split_name, "counts": data.counts(), "classes": list(data.classes),
         "licence": data.licence, "publishable": data.publishable, "leakage_accepted": data.accept_leakage,
-        "shared_patients": len(data.shared_patients()), "same_pictures": len(across(data)), "left_out": len(data.quarantine), "notes": list(data.notes),
+        "shared_patients": len(data.shared_patients()), "same_pictures": len(cross_split_duplicates(data)), "left_out": len(data.quarantine), "notes": list(data.notes),
     }
 
 # %% ../../nbs/study/10_record.ipynb #write-predictions

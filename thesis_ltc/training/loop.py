@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import Augmentation, prepare
+from ..data.augment import Augmentation, preprocess
 from .checkpoint import load_model, load_tensors, pack, save_tensors, unpack
 from ..data.imageset import ImageSet
 from .objective import FORMULAS, OBJECTIVES, compared, metrics
@@ -148,7 +148,7 @@ class Images:
 
     def evaluation(self, rows: np.ndarray) -> Tensor:
         "Some images, resized, not augmented."
-        return prepare(pixels(self.data, rows, self.recipe), self.recipe.image_size).to(memory_format=FORMATS[self.recipe.memory_format])
+        return preprocess(pixels(self.data, rows, self.recipe), self.recipe.image_size).to(memory_format=FORMATS[self.recipe.memory_format])
 
 # %% ../../nbs/training/30_loop.ipynb #training
 @dataclass(eq=False)
