@@ -31,7 +31,7 @@ def volume_names(data: ImageSet) -> np.ndarray:   # (n,) text
     images = zip(data.patients.tolist(), data.names.tolist(), strict=True)
     return np.array([f"{patient}\0{name.rpartition('/')[0]}" for patient, name in images])
 
-
+# %% ../../nbs/data/65_audit.ipynb #beside-training
 def beside_training(
     positions: np.ndarray,   # (slices,) of one volume, ascending
     trained: np.ndarray,     # (slices,) bool, whether a slice is in the training part
@@ -44,7 +44,7 @@ def beside_training(
     beside[:-1] |= trained[1:] & near
     return beside
 
-
+# %% ../../nbs/data/65_audit.ipynb #adjacent-share-2
 def adjacent_share(data: ImageSet) -> float | None:
     "Share of test slices with a neighbour in the training part; None if no test image has a position."
     placed = ~np.isnan(data.positions)
@@ -74,7 +74,7 @@ def described_pairs(data: ImageSet) -> list[dict[str, Any]]:
         })
     return described
 
-
+# %% ../../nbs/data/65_audit.ipynb #cross-split
 def is_cross_split(pair: Mapping[str, Any]) -> bool:
     "Whether the two images stand in different parts of the split."
     return pair["splits"][0] != pair["splits"][1]
@@ -116,7 +116,7 @@ def pair_lines(pairs: list[dict[str, Any]]) -> list[str]:
         lines.append(f"and {len(harmful) - MAX_NAMED_PAIRS:,} more pairs")
     return lines
 
-
+# %% ../../nbs/data/65_audit.ipynb #blind-line
 def blind_line(knowledge: str, scores: Mapping[str, Score] | None) -> str:
     "What a blind classifier scored that knows only this."
     if scores is None:
@@ -179,13 +179,13 @@ def blind_scores(data: ImageSet, train: np.ndarray, test: np.ndarray) -> dict[st
             found[knowledge] = score_images(scores, data.labels[test], data.patients[test])
     return found
 
-
+# %% ../../nbs/data/65_audit.ipynb #majority-accuracy
 def majority_accuracy(data: ImageSet, train: np.ndarray, test: np.ndarray) -> float:
     "Share of test images that are of the commonest class of the training images."
     commonest = np.bincount(data.labels[train], minlength=len(data.classes)).argmax()
     return float((data.labels[test] == commonest).mean())
 
-
+# %% ../../nbs/data/65_audit.ipynb #audit-2
 def audit(data: ImageSet) -> Audit:
     "Measure leakage and shortcuts of a set in its split."
     rows = {part: data.rows(part) for part in SPLITS}
@@ -214,7 +214,7 @@ def save_audit(found: Audit, folder: Path) -> Path:
     write_json(path, asdict(found) | {"blind": blind})
     return path
 
-
+# %% ../../nbs/data/65_audit.ipynb #load-audits
 def load_audits(folder: Path) -> list[Audit]:
     "All audits of a folder, ordered by their file names."
     audits = []

@@ -88,7 +88,7 @@ def between(uniform: Tensor, low: float, high: float) -> Tensor:
     "Map uniform numbers in 0..1 to low..high."
     return low + (high - low) * uniform
 
-
+# %% ../../nbs/data/60_augment.ipynb #crop-sides-2
 def crop_sides(
     uniform: Tensor,              # (batch, 2 * ATTEMPTS) in 0..1
     area: tuple[float, float],    # smallest and largest, as a fraction of the image's
@@ -110,7 +110,7 @@ def grid_pair(columns: Tensor, rows: Tensor) -> Tensor:
     "One (column, row) for each image, (batch, 1, 1, 2), the order of grid_sample."
     return torch.stack([columns, rows], dim=-1)[:, None, None]
 
-
+# %% ../../nbs/data/60_augment.ipynb #rotated-places
 def rotated_places(angle: Tensor, image_size: int) -> Tensor:
     "Rotated pixel centres (batch, side, side, 2) in -1/2..1/2, reflected at the border."
     place = (2 * torch.arange(image_size, device=angle.device) + 1 - image_size) / (2 * image_size)
@@ -120,7 +120,7 @@ def rotated_places(angle: Tensor, image_size: int) -> Tensor:
     turned = columns + rows
     return 2 * turned.clamp(-edge, edge) - turned
 
-
+# %% ../../nbs/data/60_augment.ipynb #warp-2
 def warp(
     images: Tensor,          # (batch, channels, side, side), resized
     parameters: Parameters,  # on the same device
@@ -151,7 +151,7 @@ def blur_weights(
     weights = covered * torch.exp(-(distance**2) / (2 * sigma**2))
     return weights / weights.sum(1, keepdim=True)
 
-
+# %% ../../nbs/data/60_augment.ipynb #gaussian-blur
 def gaussian_blur(
     images: Tensor,    # (batch, channels, side, side)
     kernel: Tensor,    # (batch,) sides, in pixels at an image size of 224
@@ -200,7 +200,7 @@ def draw_kernel(uniform: Tensor, kernel: tuple[int, int]) -> Tensor:
     smallest, largest = kernel
     return between(uniform, smallest, largest + 1).long().clamp(max=largest) | 1
 
-
+# %% ../../nbs/data/60_augment.ipynb #draw-parameters-2
 def draw_parameters(
     strengths: "Augmentation",
     batch: int,                  # number of images
@@ -239,7 +239,7 @@ def add_noise(pixels: Tensor, parameters: Parameters) -> Tensor:
     noise = torch.randn(pixels.shape, generator=stream, device=pixels.device)
     return (pixels + parameters.noise[:, None, None, None] * noise).clamp(0, 1)
 
-
+# %% ../../nbs/data/60_augment.ipynb #change-shade
 def change_shade(pixels: Tensor, parameters: Parameters) -> Tensor:
     "Multiply by the contrast, add the brightness, and clip to 0..1."
     contrast = parameters.contrast[:, None, None, None]

@@ -52,7 +52,7 @@ def file_features(kinds: list[str]) -> np.ndarray:   # (n, features)
     indicators = [modes == mode for mode in range(modes.max() + 1)]
     return np.column_stack([sides, sides[:, 0] / sides[:, 1], sides.prod(1), *indicators])
 
-
+# %% ../../nbs/data/64_blind.ipynb #classify-by-file
 def classify_by_file(
     data: ImageSet,
     train: np.ndarray,      # rows
@@ -87,7 +87,7 @@ def classify_by_thumbnail(
         decision = np.stack([-decision, decision], 1)
     return fill_classes(decision, machine.classes_, len(data.classes))
 
-
+# %% ../../nbs/data/64_blind.ipynb #blind
 BLIND = {
     "source": classify_by_source,
     "size and mode of the file": classify_by_file,
@@ -130,7 +130,7 @@ def rank_auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
         return None
     return (rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * others)
 
-
+# %% ../../nbs/data/64_blind.ipynb #auc-2
 def auc(
     scores: np.ndarray,   # (n, classes)
     labels: np.ndarray,   # (n,)
@@ -152,7 +152,7 @@ def bootstrap_rows(patients: np.ndarray) -> list[np.ndarray]:
     draws = [rng.integers(0, len(rows), len(rows)) for _ in range(BOOTSTRAP_DRAWS)]
     return [np.concatenate([rows[patient] for patient in draw]) for draw in draws]
 
-
+# %% ../../nbs/data/64_blind.ipynb #with-interval
 def with_interval(
     measure: Callable[[np.ndarray, np.ndarray], float | None],   # of scores and labels
     scores: np.ndarray,      # (n, classes)
@@ -168,7 +168,7 @@ def with_interval(
     low, high = np.quantile(defined, (0.025, 0.975)).tolist()
     return Score(value, low, high) if low < high else Score(value)
 
-
+# %% ../../nbs/data/64_blind.ipynb #score-images-2
 def score_images(
     scores: np.ndarray,     # (n, classes)
     labels: np.ndarray,     # (n,)

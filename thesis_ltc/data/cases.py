@@ -45,7 +45,7 @@ def missing_masks(cases: Iterable[Case]) -> dict[str, list[Path]]:
                 missing[kind].append(mask)
     return missing
 
-
+# %% ../../nbs/data/49_cases.ipynb #repeated-patients
 def repeated_patients(cases: Iterable[Case]) -> list[str]:
     "For each PatientID in DICOM files of several patients' cases: a sentence that names the cases."
     cases_of: dict[str, dict[str, str]] = defaultdict(dict)   # PatientID: patient: name of a case
@@ -80,7 +80,7 @@ def case_entries(
         label = case.label or classes[cut.positive]
         yield Entry(name, patient, case.source, label, resize(cut.picture, size), position, volume.kind)
 
-
+# %% ../../nbs/data/49_cases.ipynb #pack-cases-2
 def pack_cases(cases: Sequence[Case], packer: Packer, classes: Sequence[str], size: int, root: Path) -> None:
     "Slice and pack cases one after another; those that can't be used go to the quarantine."
     for case in watched(cases, len(cases), "cutting"):

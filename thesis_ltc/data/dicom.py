@@ -39,7 +39,7 @@ class DicomSlice(NamedTuple):
     origin: np.ndarray       # (3,) millimetres, of the first pixel
     axes: np.ndarray         # (2, 3) directions along a row and down a column
 
-
+# %% ../../nbs/data/46_dicom.ipynb #check-slice
 PLACE = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "SeriesInstanceUID")
 
@@ -60,7 +60,7 @@ def check_slice(path: Path, dataset: Any) -> None:
             f"{path} has the rescale slope {slope} and intercept {intercept}; "
             "expected two numbers, without which stored values are no Hounsfield units")
 
-
+# %% ../../nbs/data/46_dicom.ipynb #read-slice-header
 def read_slice_header(path: Path) -> DicomSlice:
     "A DICOM file without its pixels; raises VolumeError."
     import pydicom
@@ -97,7 +97,7 @@ def shared_value(dataset: Any, name: str) -> str:
         return str([round(float(side), 4) for side in dataset.PixelSpacing])
     return str(dataset.get(name))
 
-
+# %% ../../nbs/data/46_dicom.ipynb #check-series-2
 def check_series(folder: Path, slices: list[DicomSlice]) -> None:
     "Refuse files that are not the slices of one axial series."
     if len(slices) < 2:
@@ -128,7 +128,7 @@ def series_affine(slices: list[DicomSlice], spacing: float) -> np.ndarray:   # (
     affine[:3, 3] = to_nifti @ first.origin
     return affine
 
-
+# %% ../../nbs/data/46_dicom.ipynb #read-series
 def read_series(folder: Path) -> Volume:
     "A volume from the files of a folder; an odd value in a header may raise anything."
     slices = [read_slice_header(path) for path in series_files(folder)]
@@ -146,7 +146,7 @@ def read_series(folder: Path) -> Volume:
     volume = oriented(str(folder), array, affine, patient=patient, hounsfield=True)
     return replace(volume, positions=np.sort([one.origin[2] for one in slices]))
 
-
+# %% ../../nbs/data/46_dicom.ipynb #read-dicom-2
 def read_dicom(folder: str | Path) -> Volume:
     "A volume from a folder with the DICOM files of one series; raises VolumeError."
     try:
@@ -185,7 +185,7 @@ def write_slice(
     dataset.PixelData = stored.astype(np.uint16).tobytes()
     dataset.save_as(path, enforce_file_format=True)
 
-
+# %% ../../nbs/data/46_dicom.ipynb #write-series-2
 def write_series(folder: Path, units: np.ndarray, patient: str, spacing: float = 2.0) -> None:
     "Write Hounsfield units (slices, rows, columns) as a series, from the feet to the head."
     folder.mkdir(parents=True)

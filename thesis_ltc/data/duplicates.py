@@ -76,7 +76,7 @@ def hash_distances(
         near = np.flatnonzero((distances <= MAX_HASH_DISTANCE) & others)
         yield np.column_stack([distances[near], np.full(len(near), row), row + 1 + near])
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #candidate-pairs-2
 def candidate_pairs(
     thumbnails: np.ndarray,   # (n, 32, 32) float32
     patients: np.ndarray,     # (n,)
@@ -132,7 +132,7 @@ def spectrum(images: np.ndarray) -> np.ndarray:
 
     return rfft2(images, workers=os.cpu_count())
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #shifted-products-2
 def shifted_products(
     first: np.ndarray,    # (n, 64, 33) spectra
     second: np.ndarray,   # (n, 64, 33) spectra
@@ -184,7 +184,7 @@ def exact_pairs(images: np.ndarray) -> list[tuple[int, int]]:
         groups[hashlib.sha256(np.ascontiguousarray(image)).digest()].append(row)
     return [pair for rows in groups.values() for pair in combinations(rows, 2)]
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #compared-pairs
 def compared_pairs(
     images: np.ndarray,     # (n, 1, side, side) uint8
     patients: np.ndarray,   # (n,)
@@ -197,7 +197,7 @@ def compared_pairs(
     correlations = [fine_correlations(small, *compared) for compared in zip(others, candidates, strict=True)]
     return np.concatenate(candidates), np.concatenate(correlations)
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #find-pairs-2
 def find_pairs(
     images: np.ndarray,     # (n, 1, height, width) uint8
     patients: np.ndarray,   # (n,)
@@ -219,7 +219,7 @@ def probe_images() -> np.ndarray:   # (4, 1, 96, 96) uint8
     mixed = texture[:, ::-1] // 4 * 3 + other // 4
     return np.stack([texture, cropped, mixed, texture])[:, None]
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #probe-digest
 @cache
 def probe_digest() -> str:
     "Digest of what each stage of the search gives for the probe, correlations to three decimals."
@@ -236,12 +236,12 @@ def search_settings() -> dict[str, Any]:
         "blur": BLUR, "zooms": ZOOMS, "shift": MAX_SHIFT, "correlation": MIN_CORRELATION,
     }
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #cache-key
 def cache_key(data: ImageSet) -> str:
     "Digest of images, patients, and the behaviour of the search."
     return digest(data.pixels, data.patients.tolist(), search_settings(), probe_digest())
 
-
+# %% ../../nbs/data/62_duplicates.ipynb #duplicate-pairs
 def duplicate_pairs(data: ImageSet) -> list[Pair]:
     "All pairs of images that show the same picture, from the cache if the same search was made before."
     path = cache_folder() / "duplicates" / f"{cache_key(data)}.json"

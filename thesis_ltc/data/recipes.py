@@ -26,7 +26,7 @@ from .packs import COLUMNS, Packer
 class RecipeError(ValueError):
     "A recipe that can't be read, or can't be followed."
 
-
+# %% ../../nbs/data/50_recipes.ipynb #source-class
 @dataclass(frozen=True)
 class Source:
     "A part of a recipe."
@@ -72,7 +72,7 @@ def check_source(source: Source) -> None:
             f"expected of {source.name} is {source.expected}; "
             "expected numbers of volumes and of positive slices")
 
-
+# %% ../../nbs/data/50_recipes.ipynb #are-counts
 def are_counts(values: Any) -> bool:
     "Whether all values are whole numbers, 0 or more."
     return all(type(value) is int and value >= 0 for value in values)
@@ -120,7 +120,7 @@ def parse_record(
         lacking = str(error).partition("() ")[2]
         raise RecipeError(f"{what} is not whole: {lacking}; expected {keys}") from error
 
-
+# %% ../../nbs/data/50_recipes.ipynb #parse-pairs
 def parse_pairs(path: Path, listed: Any) -> tuple[tuple[str, str], ...]:
     "Pairs of names; raises RecipeError for anything else."
     def is_pair(pair: Any) -> bool:
@@ -148,7 +148,7 @@ def recipe_content(path: Path) -> dict[str, Any]:
             f"{path} is no recipe; expected the keys {keys}, of which sources and classes are lists")
     return content
 
-
+# %% ../../nbs/data/50_recipes.ipynb #check-recipe
 def check_recipe(path: Path, recipe: Recipe) -> None:
     "Refuse a recipe without two classes or sources, with two sources of one name, or with odd negatives."
     names = [source.name for source in recipe.sources]
@@ -162,7 +162,7 @@ def check_recipe(path: Path, recipe: Recipe) -> None:
         raise RecipeError(
             f"{path} has negatives {negatives}; expected whole numbers: for each positive, seed, published")
 
-
+# %% ../../nbs/data/50_recipes.ipynb #read-recipe-2
 def read_recipe(
     name: str | Path,   # of a file in recipes/, without .yaml, or a path
 ) -> Recipe:
@@ -198,12 +198,12 @@ def source_cases(source: Source, root: Path) -> list[Case]:
             stacked=source.stacked, lesion_values=tuple(source.lesion_values)))
     return [case for case in cases if source.only is None or case.lesion.is_file()]
 
-
+# %% ../../nbs/data/50_recipes.ipynb #survey-2
 def survey(recipe: Recipe, root: str | Path) -> dict[str, list[Case]]:
     "Cases by source."
     return {source.name: source_cases(source, Path(root)) for source in recipe.sources}
 
-
+# %% ../../nbs/data/50_recipes.ipynb #missing
 def missing(recipe: Recipe, root: str | Path, found: Mapping[str, list[Case]]) -> list[str]:
     "A line for each incomplete source: which volumes or masks are missing, and where they are published."
     lines = []
@@ -234,7 +234,7 @@ def check_all_used(found: Mapping[str, list[Case]], packer: Packer) -> None:
                 f"none of the {len(cases)} volumes of {name} can be used, so nothing was written; "
                 f"the first: {reason}")
 
-
+# %% ../../nbs/data/50_recipes.ipynb #source-differences
 def source_differences(source: Source, positive_class: str, cases: list[Case], positives: int) -> list[str]:
     "How a source differs from what was published."
     lines = []
@@ -283,7 +283,7 @@ def draw_negatives(recipe: Recipe, packer: Packer) -> list[str]:
     packer.choose(keep.tolist())
     return [f"of {len(negatives):,} slices {recipe.classes[0]}, {wanted:,} were drawn, seed {seed}"]
 
-
+# %% ../../nbs/data/50_recipes.ipynb #build-2
 def build(
     recipe: Recipe,
     root: str | Path,       # folder of the sources

@@ -36,7 +36,7 @@ def enclosed(air: np.ndarray) -> np.ndarray:   # (slices, rows, columns) bool
     outside[labels[:, :, [0, -1]]] = True
     return ~outside[labels]
 
-
+# %% ../../nbs/data/48_slices.ipynb #segment-lungs
 def segment_lungs(volume: Volume) -> np.ndarray:   # (slices, rows, columns) bool
     "Voxels of the lungs, by a threshold and connected regions."
     from scipy import ndimage
@@ -59,7 +59,7 @@ def corners(volume: Volume) -> np.ndarray:   # (8, 3) millimetres
     indices = np.array(np.meshgrid(*ends, [1])).reshape(4, -1)
     return (volume.affine @ indices)[:3].T
 
-
+# %% ../../nbs/data/48_slices.ipynb #check-mask-2
 FRACTIONS = (
     "{name} has values from {low:g} to {high:g}, some negative or no whole numbers; "
     "expected a mask, 0 where nothing is; of probabilities make one, at a limit that you choose")
@@ -85,6 +85,9 @@ def check_mask(volume: Volume, mask: Volume) -> None:
             f"{mask.name} is of patient {mask.patient}, but {volume.name} of {volume.patient}")
 
 # %% ../../nbs/data/48_slices.ipynb #check-lesion
+#| export
+
+# %% ../../nbs/data/48_slices.ipynb #check-lesion-2
 MAX_LESION = 0.5   # share of a volume's voxels that a lesion mask may mark
 
 
@@ -120,7 +123,7 @@ class Slice(NamedTuple):
     picture: np.ndarray      # (rows, columns) uint8
     positive: bool           # whether it has a lesion
 
-
+# %% ../../nbs/data/48_slices.ipynb #lesion-slices
 def lesion_slices(
     volume: Volume,
     lesion: Volume | None,
@@ -136,7 +139,7 @@ def lesion_slices(
             f"{lesion.name} is empty; expected the mask of a volume with lesions, or none for one without")
     return positive
 
-
+# %% ../../nbs/data/48_slices.ipynb #slices-of-2
 def slices_of(
     volume: Volume,
     lesion: Volume | None = None,        # its mask; without one no slice is positive
@@ -181,7 +184,7 @@ def read_slices(
     kind = f"{columns}x{rows} {whole.voxels.dtype}"
     return SlicedVolume(kind, whole.remark, whole.is_grey, slices_of(whole, *masks, lesion_values))
 
-
+# %% ../../nbs/data/48_slices.ipynb #volume-header
 class VolumeHeader(NamedTuple):
     "What the header of a volume says."
 

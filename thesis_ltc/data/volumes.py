@@ -23,7 +23,7 @@ import numpy as np
 class VolumeError(ValueError):
     "A volume or a mask that can't be used; the message says which, what was got and what was expected."
 
-
+# %% ../../nbs/data/45_volumes.ipynb #volume
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels of one patient in one orientation, and where they lie.
@@ -64,7 +64,7 @@ def check_axes(name: str, affine: np.ndarray) -> None:
             f"{name} has voxels of {size} mm, the last {tilt:.0f} degrees from upright; "
             "expected slices across the body, with nearly square pixels")
 
-
+# %% ../../nbs/data/45_volumes.ipynb #oriented-2
 def oriented(
     name: str,
     array: np.ndarray,    # (first, second, third axis) in any orientation
@@ -97,7 +97,7 @@ def nifti_errors(path: Path) -> Iterator[None]:
         reason = str(error).strip() or type(error).__name__
         raise VolumeError(f"{path} is damaged or no NIfTI file: {reason}") from error
 
-
+# %% ../../nbs/data/45_volumes.ipynb #open-nifti-2
 def open_nifti(
     path: Path,
 ) -> tuple[Any, tuple[int, ...]]:   # the nibabel image, and its three sides
@@ -127,7 +127,7 @@ def verify_gzip(path: Path, most: int) -> None:
             if most < 0:
                 raise VolumeError(f"{path} unpacks to more than its header announces")
 
-
+# %% ../../nbs/data/45_volumes.ipynb #nifti-voxels
 def nifti_voxels(path: Path, image: Any, shape: tuple[int, ...]) -> np.ndarray:
     "The numbers of an opened NIfTI file; raises VolumeError if they are damaged or not finite."
     with nifti_errors(path):
@@ -143,7 +143,7 @@ def nifti_voxels(path: Path, image: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"{path} has {count:,} voxels that are no numbers; repair the file, or leave it out")
     return array
 
-
+# %% ../../nbs/data/45_volumes.ipynb #read-nifti-2
 UNPLACED = (
     "{name} doesn't say how it lies (qform_code and sform_code are 0); "
     "its axes were taken for left, front and head")
@@ -174,7 +174,7 @@ def share_within(voxels: np.ndarray, limits: tuple[float, float], above: float =
     low, high = limits
     return float(((voxels >= low) & (voxels <= high) & (voxels > above)).mean())
 
-
+# %% ../../nbs/data/45_volumes.ipynb #holds-grey-levels
 def holds_grey_levels(volume: Volume) -> bool:
     "Whether voxels are grey levels 0..255, and not Hounsfield units; raises VolumeError if they are neither."
     voxels = volume.voxels
@@ -204,7 +204,7 @@ def apply_window(voxels: np.ndarray) -> np.ndarray:   # uint8, of the same shape
     clipped = np.clip(voxels, low, high).astype(np.float32)
     return np.floor((clipped - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
 
-
+# %% ../../nbs/data/45_volumes.ipynb #grey-levels
 def grey_levels(volume: Volume) -> np.ndarray:   # uint8, of the voxels' shape
     "Grey levels of a volume: through the window, or its own if it holds them already."
     if volume.is_grey:
