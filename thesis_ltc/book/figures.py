@@ -27,7 +27,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from ..data.augment import Augmentation, prepare
+from ..data.augment import Augmentation, preprocess
 from ..core.files import repository
 from ..heads.classifier import classifier, directions
 from ..data.imageset import ImageSet
@@ -264,7 +264,7 @@ def draw_augmented(
     refuse_unpublishable(data)
     rows = data.rows("train")[:count]
     images, augmentation = torch.from_numpy(np.ascontiguousarray(data.images[rows])), Augmentation(image_size)
-    lines = [("resized", prepare(images, image_size))]
+    lines = [("resized", preprocess(images, image_size))]
     lines += [(f"epoch {n + 1}", augmentation(images, generator(seed, "augment", n + 1, 0))) for n in range(draws)]
     return draw_grid([(label, list(batch[:, 0].numpy())) for label, batch in lines], [literal(data.classes[label]) for label in data.labels[rows]])
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from ..core.files import atomic_write
 from ..core.provenance import capability, device_name, digest
-from ..data.audit import across
+from ..data.audit import cross_split_duplicates
 from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier
-from ..heads.memory import memory_of, settle
+from ..heads.memory import memory_of, calibrate_batch_norm
 from .record import DataRecord, Device, EpochScores, Scores, Versions
 from ..training.loop import Images, Recipe, score
 from ..training.recipe import autocast
@@ -75,7 +75,7 @@ def describe_data(data: ImageSet, data_hash: str) -> DataRecord:
     return DataRecord(
         name=data.name, hash=data_hash, split=data.split_name, counts=data.counts(), classes=list(data.classes),
         licence=data.licence, publishable=data.publishable, leakage_accepted=data.accept_leakage,
-        shared_patients=len(data.shared_patients()), same_pictures=len(across(data)),
+        shared_patients=len(data.shared_patients()), same_pictures=len(cross_split_duplicates(data)),
         left_out=len(data.quarantine), notes=list(data.notes))
 
 # %% ../../nbs/study/25_outcome.ipynb #peak-memory
@@ -121,7 +121,7 @@ def validation_memory(
     images = inputs.evaluation(some_rows(data.rows("val")))
     network: nn.Module = model if inputs.trunk is None else model.head.without_pooling()
     with autocast(recipe):
-        settle(network, images)
+        calibrate_batch_norm(network, images)
     if inputs.trunk is not None:
         return memory_of(network, images)
     with torch.no_grad(), autocast(recipe):
@@ -149,7 +149,7 @@ def write_predictions(
 
     rows = np.concatenate([data.rows(split) for split in SPLITS])
     columns = {"split": data.split[rows], "name": data.names[rows], "label": data.labels[rows],
-               "picture": data.pictures[rows], "patient": patient_keys(data, rows)}
+               "picture": data.image_hashes[rows], "patient": patient_keys(data, rows)}
     for when, logits in outputs.items():
         chance = probabilities(torch.cat([logits[split] for split in SPLITS])).numpy()
         columns |= {f"{when}_{k}": chance[:, k] for k in range(chance.shape[1])}

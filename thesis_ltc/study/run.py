@@ -95,7 +95,7 @@ def check_images(experiment: Experiment, data: ImageSet) -> ImageSet:
             "load it as the experiment says: load_images(experiment)")
     if data in _passed and data.accept_leakage == experiment.accept_leakage:
         return data
-    return gate(data.divided(data.split, data.split_name, experiment.accept_leakage))
+    return gate(data.with_split(data.split, data.split_name, experiment.accept_leakage))
 
 # %% ../../nbs/study/30_run.ipynb #run
 Echo = Callable[[list[dict]], None]   # is given a history after each of its epochs

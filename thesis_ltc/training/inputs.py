@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.streams import generator
-from ..data.augment import Augmentation, prepare
+from ..data.augment import Augmentation, preprocess
 from ..data.imageset import ImageSet
 from .recipe import FORMATS, Recipe, autocast
 
@@ -60,7 +60,7 @@ class Images:
 
     def evaluation(self, rows: np.ndarray) -> Tensor:
         "Images of some rows, resized, not augmented."
-        return self.laid_out(prepare(pixels(self.data, rows, self.recipe), self.recipe.image_size))
+        return self.laid_out(preprocess(pixels(self.data, rows, self.recipe), self.recipe.image_size))
 
     def laid_out(self, images: Tensor) -> Tensor:
         "The images in the recipe's memory format."

@@ -96,7 +96,7 @@ def read_trunk(name: str) -> Trunk:
 
 # %% ../../nbs/training/40_trunk.ipynb #check-trunk
 def pictures_seen(trunk: Trunk) -> set[str]:
-    "Pictures that a trunk was trained on or chosen by, as `ImageSet.pictures` names them."
+    "Pictures that a trunk was trained on or chosen by, as `ImageSet.image_hashes` names them."
     import pandas as pd
 
     table = pd.read_parquet(trunk.folder / "predictions.parquet")
@@ -115,7 +115,7 @@ def check_trunk(trunk: Trunk, width: float, data: ImageSet, data_hash: str) -> N
         return
     trained = trunk.record["data"]
     origin = f"the trunk {trunk.folder} was trained on {trained['name']}, split {trained['split']}"
-    leaked = set(data.pictures[data.rows("test")]) & pictures_seen(trunk)
+    leaked = set(data.image_hashes[data.rows("test")]) & pictures_seen(trunk)
     if leaked:
         found = f"has seen {len(leaked)} of the pictures that are tested here"
         advice = "Take another trunk or another split, or give accept_leakage=True"

@@ -1,0 +1,186 @@
+"""Duplicates, their cache, and audits: with changed limits, on real sets, and as files saved before."""
+import inspect
+import json
+import os
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from thesis_ltc.data import audit, blind, duplicates
+from thesis_ltc.data.imageset import ImageSet
+from thesis_ltc.data.sources import SAME, load
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("THESIS_LTC_DATA") or "/nowhere")
+LIMITS = {
+    "MAX_HASH_DISTANCE": 9, "MIN_CORRELATION": 0.81, "MAX_CANDIDATES": 299_999, "MAX_SHIFT": 3, "BLUR": 2.5,
+    "ZOOMS": np.linspace(0.9, 1.1, 9)}
+
+
+@pytest.fixture
+def textures():
+    "Six images of six patients; the last is the first, shifted."
+    images = np.random.default_rng(2).integers(0, 256, (6, 1, 24, 24), np.uint8)
+    images = images.repeat(4, axis=2).repeat(4, axis=3)
+    images[5] = np.roll(images[0], 3, 1)
+    return ImageSet(
+        name="textures", images=images, labels=np.arange(6) % 2, patients=np.arange(6).astype(str),
+        sources=["one"] * 6, names=np.arange(6).astype(str), split=["train"] * 6, classes=["well", "ill"],
+        licence="made up", publishable=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_probe():
+    "No digest of the probe remains from another test."
+    duplicates.probe_digest.cache_clear()
+    yield
+    duplicates.probe_digest.cache_clear()
+
+
+def test_the_cache_key_is_the_same_in_reworded_code(textures):
+    key = duplicates.cache_key(textures)
+    source = inspect.getsource(duplicates)
+    reworded = re.sub(r'^( +)"([A-Z])', r'\1"Reworded. \2', source, flags=re.MULTILINE) + "\n# a comment\n"
+    module = {"__name__": "thesis_ltc.data.reworded", "__package__": "thesis_ltc.data"}
+    exec(compile(reworded, "reworded.py", "exec"), module)
+    assert reworded != source and module["find_pairs"].__doc__.startswith("Reworded")
+    assert module["cache_key"](textures) == key
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_another_limit_has_another_cache_key(textures, monkeypatch, name):
+    key = duplicates.cache_key(textures)
+    monkeypatch.setattr(duplicates, name, LIMITS[name])
+    assert duplicates.cache_key(textures) != key
+
+
+CHANGES = {
+    "perceptual_hashes": lambda thumbnails: np.zeros(len(thumbnails), np.uint64),
+    "fine_structure": lambda images: images,
+    "magnify": lambda images, factor: images,
+    "exact_pairs": lambda images: [],
+    "fine_correlations": lambda images, others, pairs: np.ones(len(pairs), np.float32),
+    "candidate_pairs": lambda thumbnails, patients, mirrored: np.zeros((0, 2), int),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_behaviour_has_another_cache_key(textures, monkeypatch, name):
+    key = duplicates.cache_key(textures)
+    monkeypatch.setattr(duplicates, name, CHANGES[name])
+    duplicates.probe_digest.cache_clear()   # as in a new process
+    assert duplicates.cache_key(textures) != key
+
+
+def test_the_cache_key_depends_on_images_and_patients_but_not_on_the_split(textures):
+    key = duplicates.cache_key(textures)
+    split = np.array(["train", "val", "test"] * 2)
+    assert duplicates.cache_key(textures.with_split(split, "patient")) == key
+    assert duplicates.cache_key(textures.kept(np.arange(5))) != key
+    pixels = textures.images.copy()
+    pixels[0, 0, 0, 0] ^= 1
+    assert duplicates.cache_key(replace(textures, images=pixels)) != key
+    assert duplicates.cache_key(replace(textures, patients=["a", *textures.patients[1:]])) != key
+
+
+def test_the_probe_is_computed_once_and_quickly(textures, monkeypatch):
+    duplicates.cache_key(textures)   # imports SciPy
+    duplicates.probe_digest.cache_clear()
+    started = time.perf_counter()
+    duplicates.cache_key(textures)
+    assert time.perf_counter() - started < 1
+    monkeypatch.setattr(duplicates, "compared_pairs", None)   # would raise if it was called
+    duplicates.cache_key(textures)
+
+
+def test_the_most_distant_candidates_are_left_out_with_a_warning(textures, monkeypatch):
+    thumbnails = duplicates.downscale(textures.images, duplicates.HASH_SIDE)
+    patients = np.arange(6)
+    monkeypatch.setattr(duplicates, "MAX_HASH_DISTANCE", 64)
+    everything = duplicates.candidate_pairs(thumbnails, patients, False)
+    assert everything.tolist() == [[i, j] for i in range(6) for j in range(i + 1, 6)]
+    hashes = duplicates.perceptual_hashes(thumbnails)
+    distances = np.bitwise_count(hashes[everything[:, 0]] ^ hashes[everything[:, 1]])
+    monkeypatch.setattr(duplicates, "MAX_CANDIDATES", 4)
+    with pytest.warns(UserWarning, match=f"more than 4 candidate pairs.* up to {np.sort(distances)[3]} bits"):
+        nearest = duplicates.candidate_pairs(thumbnails, patients, False)
+    assert nearest.tolist() == everything[np.argsort(distances, kind="stable")[:4]].tolist()
+    monkeypatch.setattr(duplicates, "MAX_CANDIDATES", len(everything))
+    assert len(duplicates.candidate_pairs(thumbnails, patients, False)) == 15   # without a warning
+
+
+def test_hashes_may_differ_in_ten_bits_and_no_more():
+    distances = range(8, 13)
+    ours = np.zeros(6, np.uint64)
+    ours[1:] = [(1 << bits) - 1 for bits in distances]
+    first, *_ = duplicates.hash_distances(ours, ours, np.arange(6))
+    assert first.tolist() == [[8, 0, 1], [9, 0, 2], [10, 0, 3]]
+
+
+def test_correlations_do_not_depend_on_the_batch(textures, monkeypatch):
+    small = duplicates.downscale(textures.images, duplicates.FINE_SIDE)
+    pairs = np.array([[0, 5], [1, 2], [3, 4], [0, 1], [2, 4]])
+    whole = duplicates.fine_correlations(small, small, pairs)
+    monkeypatch.setattr(duplicates, "BATCH", 2)
+    np.testing.assert_allclose(duplicates.fine_correlations(small, small, pairs), whole, rtol=1e-5)
+    assert whole.argmax() == 0 and whole[0] > duplicates.MIN_CORRELATION > whole[1:].max()
+
+
+def test_a_shift_of_more_than_four_pixels_is_not_recognised():
+    texture = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    shifted = np.stack([np.roll(texture, shift, 0) for shift in (0, 4, 5)])
+    near, far = duplicates.fine_correlations(shifted, shifted, np.array([[0, 1], [0, 2]]))
+    assert near > 0.99 and far < 0.5
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.95, 1.05, 1.1])
+def test_magnified_pictures_are_recognised(factor):
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(0).normal(size=(2, 64, 64)).astype(np.float32)
+    texture = gaussian_filter(noise, (0, 1.5, 1.5))
+    other = duplicates.magnify(texture, 1 / factor)
+    same, different = duplicates.fine_correlations(texture, other, np.array([[0, 0], [0, 1]]))
+    assert same > 0.9 and different < 0.5
+
+
+def test_blind_classifiers_are_trained_on_a_limited_number_of_images(textures, monkeypatch):
+    seen = []
+    monkeypatch.setattr(audit, "MAX_TRAINING_IMAGES", 4)
+    monkeypatch.setattr(audit, "BLIND", {"number": lambda data, train, test: seen.append(train) or None})
+    assert audit.blind_scores(textures, np.arange(6), np.arange(2)) == {"number": None}
+    assert len(seen[0]) == 4 == len(set(seen[0].tolist())) and (np.diff(seen[0]) > 0).all()
+    audit.blind_scores(textures, np.arange(4), np.arange(2))
+    assert seen[1].tolist() == [0, 1, 2, 3]
+
+
+def test_the_audits_that_the_book_shows_are_read_and_hold_no_pictures(tmp_path):
+    paths = sorted((ROOT / "results" / "audits").glob("*.json"))
+    audits = audit.load_audits(ROOT / "results" / "audits")
+    assert len(audits) == len(paths) >= 1
+    for path, found in zip(paths, audits, strict=True):
+        assert path.stat().st_size < 20_000
+        assert set(found.blind) == set(blind.BLIND) and found.lines()[0].startswith(f"{found.name}, split ")
+        saved = audit.save_audit(found, tmp_path)
+        assert saved.name == path.name and json.loads(saved.read_text()) == json.loads(path.read_text())
+
+
+@pytest.mark.skipif(not (DATA / "covid-ct").is_dir(), reason="THESIS_LTC_DATA has no covid-ct")
+def test_the_duplicates_of_covid_ct_are_those_that_are_listed():
+    data = load("covid-ct")
+    pairs = [[pair.first, pair.second] for pair in duplicates.duplicate_pairs(data)]
+    assert {frozenset(data.names[rows].tolist()) for rows in pairs} == set(map(frozenset, SAME))
+
+
+@pytest.mark.skipif(not (DATA / "mosmed-midslice").is_dir(), reason="THESIS_LTC_DATA has no mosmed-midslice")
+@pytest.mark.timeout(600)
+def test_no_two_patients_of_mosmed_have_the_same_picture():
+    data = load("mosmed-midslice")
+    assert len(data) == 1063
+    thumbnails = duplicates.downscale(data.images, duplicates.HASH_SIDE)
+    assert len(duplicates.candidate_pairs(thumbnails, data.patients, False)) == 24_169
+    assert duplicates.duplicate_pairs(data) == []
