@@ -12,7 +12,7 @@ import pytest
 
 from thesis_ltc.data import audit, blind, duplicates
 from thesis_ltc.data.imageset import ImageSet
-from thesis_ltc.data.sources import SAME, load
+from thesis_ltc.data.sources import COVID_CT_PAIRS, load
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("THESIS_LTC_DATA") or "/nowhere")
@@ -173,7 +173,7 @@ def test_the_audits_that_the_book_shows_are_read_and_hold_no_pictures(tmp_path):
 def test_the_duplicates_of_covid_ct_are_those_that_are_listed():
     data = load("covid-ct")
     pairs = [[pair.first, pair.second] for pair in duplicates.duplicate_pairs(data)]
-    assert {frozenset(data.names[rows].tolist()) for rows in pairs} == set(map(frozenset, SAME))
+    assert {frozenset(data.names[rows].tolist()) for rows in pairs} == set(map(frozenset, COVID_CT_PAIRS))
 
 
 @pytest.mark.skipif(not (DATA / "mosmed-midslice").is_dir(), reason="THESIS_LTC_DATA has no mosmed-midslice")
