@@ -73,7 +73,7 @@ class Kind(NamedTuple):
 
 SHRINKS = {name: Kind(NUMBER, pooling.meaning, example="8") for name, pooling in POOLINGS.items()}
 MIXES = {"mix": Kind(NUMBER, "a learned 1x1 convolution to so many channels, after the pooling", example="16")}
-SCANNERS = {name: Kind(scan.form, scan.meaning, example="4" if scan.reading else "shuffled" if scan.form else "") for name, scan in SCANS.items()}
+SCANNERS = {name: Kind(scan.pattern, scan.meaning, example="4" if scan.reorder_of else "shuffled" if scan.pattern else "") for name, scan in SCANS.items()}
 AGAIN = {"reverse": Kind("(shared)?", "the projected steps of the scan before it, from the last to the first; :shared: through the same circuit", example="shared")}
 PROJECTIONS = {"linear": Kind(NUMBER, "a linear layer from a step's features to so many", linear, example="32")}
 NORMALISERS = {
