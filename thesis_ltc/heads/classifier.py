@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .circuit import ClosedForm, Factors, count, dense_count, hidden
+from .circuit import ClosedForm, Factors, count_trained, count_dense, count_masked
 from .crnet import CRNet, map_side
 from ..ltc.cell import LTC, without_autocast
 from .readout import Damage
@@ -329,12 +329,12 @@ def circuits(model: nn.Module) -> list[LTC]:
 
 def parameter_counts(model: Classifier) -> dict[str, int]:
     "Trained numbers: of all (dense, live), of the backbone, the head and the circuits; and synapses."
-    stage, liquid = model.head.circuit, [circuit for circuit in circuits(model) if count(circuit)]
-    circuit_live = count(stage)
-    circuit_dense = sum(p.numel() for p in stage.parameters() if p.requires_grad) + sum(dense_count(circuit.wiring) - count(circuit) for circuit in liquid)
+    stage, liquid = model.head.circuit, [circuit for circuit in circuits(model) if count_trained(circuit)]
+    circuit_live = count_trained(stage)
+    circuit_dense = sum(p.numel() for p in stage.parameters() if p.requires_grad) + sum(count_dense(circuit.wiring) - count_trained(circuit) for circuit in liquid)
     return {
-        "dense": count(model) - circuit_live + circuit_dense, "live": count(model),
-        "backbone": count(model.backbone), "head": count(model.head),
+        "dense": count_trained(model) - circuit_live + circuit_dense, "live": count_trained(model),
+        "backbone": count_trained(model.backbone), "head": count_trained(model.head),
         "circuit_dense": circuit_dense, "circuit_live": circuit_live,
         "synapses": sum(circuit.wiring.synapses for circuit in circuits(model)),
     }
@@ -360,7 +360,7 @@ def macs(model: Classifier) -> int:
         if isinstance(module, LTC):
             each = len(module.wiring.sensory_source) + module.unfolds * len(module.wiring.source)
         else:
-            each = sum(p.numel() for p in module.parameters() if p.ndim == 2 and p.requires_grad) - hidden(module)
+            each = sum(p.numel() for p in module.parameters() if p.ndim == 2 and p.requires_grad) - count_masked(module)
         found.append(arguments[0].shape[1] * each + before.pop() - counter.get_total_flops() // 2)   # what was counted of it, on some devices, is taken off
 
     for module in copied.modules():
