@@ -52,7 +52,7 @@ def scale_connectivity(neurons: list[int], connectivity: list[int], density: flo
 
 # %% ../../nbs/heads/40_circuit.ipynb #policy-sizes
 def policy_sizes(features: int, argument: str, factors: Factors) -> list[int]:
-    "Neurons and scaled connectivity of a policy, seven numbers; raises WiringError for what scaling would hide."
+    "Neurons and scaled connectivity of a policy, seven numbers; WiringError for what scaling would hide."
     neurons, connectivity = parse_policy(argument)
     if factors.density != 1:
         ncp(features, *neurons, *connectivity)   # refuses a wrong connectivity before the limits correct it
