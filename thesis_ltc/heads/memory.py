@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .classifier import Head
+from .head import Head
 from ..ltc.cell import without_autocast
 
 # %% ../../nbs/heads/80_memory.ipynb #reach
@@ -49,8 +49,8 @@ def memory_of(
     trained = head.training
     head.eval()
     with torch.no_grad():
-        read = head.directed(head.trace(maps)["normalise"])
-    found = [reach(head.circuit[own], sequence).tolist() for own, sequence in zip(head.circuit.whose, read, strict=True)]
+        read = head.circuit_inputs(head.trace(maps)["normalise"])
+    found = [reach(head.circuit[own], sequence).tolist() for own, sequence in zip(head.circuit.index, read, strict=True)]
     head.train(trained)
     return found
 
