@@ -29,11 +29,11 @@ from matplotlib.patches import Polygon
 
 from ..data.augment import Augmentation, prepare
 from ..core.files import repository
-from ..heads.classifier import classifier, directions
+from ..heads.classifier import classifier
 from ..data.imageset import ImageSet
 from .tables import NAMES, contrasts, in_order
 from ..heads.scan import SCANS, Scan, find_scan
-from ..heads.sentence import Sentence
+from ..heads.sentence import Sentence, directions
 from ..core.streams import generator
 
 # %% ../../nbs/book/40_figures.ipynb #use-style

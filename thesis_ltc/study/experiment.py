@@ -36,7 +36,7 @@ from ..training.trunk import Trunk, check_trunk, features_of, read_trunk
 from ..core.files import read_json, sweep, write_json
 from ..heads.classifier import BACKBONES, HEADS, Classifier, classifier, find_head, macs, parameter_counts, with_factors
 from ..data.imageset import SPLITS, ImageSet
-from ..heads.memory import durations, memory_of, settle, travelled
+from ..heads.memory import calibrate_batch_norm, durations, memory_of, travelled
 from ..training.objective import OBJECTIVES, SETTINGS
 from .record import SCHEMA, describe_data, describe_machine, peak_memory, score_epoch, write_history, write_predictions
 from ..heads.sentence import CIRCUITS
@@ -488,7 +488,7 @@ def felt(model: Classifier, data: ImageSet, recipe: Recipe, inputs: Images) -> l
     images = inputs.evaluation(rows[np.linspace(0, len(rows) - 1, min(64, len(rows))).astype(int)])   # from all over, because classes may lie one after another
     whole = model if inputs.trunk is None else model.head.without_pooling()
     with autocast(recipe):
-        settle(whole, images)
+        calibrate_batch_norm(whole, images)
     if inputs.trunk is not None:
         return memory_of(whole, images)
     with torch.no_grad(), autocast(recipe):

@@ -25,7 +25,7 @@ from .checkpoint import load_model, load_tensors, now, run_lock
 from ..heads import CRNet
 from ..core.files import read_json, repository, write_json
 from ..core.provenance import digest
-from ..heads.classifier import Head
+from ..heads.head import Head
 from ..data.imageset import ImageSet
 from ..core.streams import generator
 from .loop import FORMATS, Images, Recipe, autocast, identity
