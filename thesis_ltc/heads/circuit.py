@@ -188,7 +188,7 @@ def policy_parameters(sensory: int, neurons: list[int], connectivity: list[int])
     synapses = sensory * sensory_out + inter * inter_out + recurrent + motor * motor_in
     return 4 * synapses + 3 * sum(neurons) + 2 * sensory + 2 * motor
 
-# %% ../../nbs/heads/40_circuit.ipynb #policy-of-size
+# %% ../../nbs/heads/40_circuit.ipynb #check-size
 SCALES = (1 / 12, 1 / 6, *(quarters / 4 for quarters in range(1, 800)))
 
 
@@ -206,7 +206,7 @@ def check_size(sensory: int, neurons: int | None, parameters: int | None) -> Non
         smallest = f"the smallest circuit for {sensory} features has about {least}"
         raise ValueError(f"parameters is {parameters}, but {smallest}; project the features to fewer")
 
-
+# %% ../../nbs/heads/40_circuit.ipynb #policy-of-size
 def policy_of_size(
     sensory: int,                    # features of a step
     neurons: int | None = None,      # wanted, sensory ones included

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PerSequence', 'SequenceShape', 'output_shapes', 'build_module', 'build_shrink', 'build_scans', 'scan_shapes',
            'build_per_scan', 'check_directions', 'circuit_input_shapes', 'build_circuits', 'build_readout',
-           'build_damage', 'Head']
+           'build_damage', 'HeadStages', 'Head']
 
 # %% ../../nbs/heads/65_head.ipynb #head-import
 import copy
@@ -64,7 +64,7 @@ def output_shapes(modules: PerSequence, shapes: list[SequenceShape]) -> list[Seq
         found.append(SequenceShape(steps, stated))
     return found
 
-
+# %% ../../nbs/heads/65_head.ipynb #build-module
 def build_module(
     definitions: dict[str, Definition],
     word: Word | None,     # None, a dash, gives the identity
@@ -131,7 +131,7 @@ def build_circuits(sentence: Sentence, shapes: list[SequenceShape], factors: Fac
         meaning = f"{word.name} is {CIRCUITS[word.name].meaning}"
         raise HeadError(f"{sentence}: {error}; {meaning}") from error
 
-
+# %% ../../nbs/heads/65_head.ipynb #build-readout
 def build_readout(
     sentence: Sentence,
     shapes: list[SequenceShape],   # of what the circuits put out
@@ -151,14 +151,11 @@ def build_damage(sentence: Sentence) -> Damage | None:
     marks = sentence.readout[1:]
     return next((Damage(int(mark.argument)) for mark in marks if mark.name == "damage"), None)
 
-# %% ../../nbs/heads/65_head.ipynb #head
-class Head(nn.Module):
-    """Compute logits from a map of features, as a sentence says.
+# %% ../../nbs/heads/65_head.ipynb #head-stages
+class HeadStages(nn.Module):
+    """The stages of a head, built as a sentence says.
 
-    Shape: (batch, *given) -> (batch, classes).
-    Precision: that of the parameters, whatever autocast asks for.
     Raises: HeadError, UpsamplingError or ScanError, all ValueErrors, for what doesn't fit.
-    Source: the report, sections 2.2 and 7.
     """
 
     def __init__(
@@ -188,6 +185,16 @@ class Head(nn.Module):
         shapes = output_shapes(self.circuit, shapes)
         self.readout = build_readout(sentence, shapes, classes, dropout)
         self.damage = build_damage(sentence)
+
+# %% ../../nbs/heads/65_head.ipynb #head
+class Head(HeadStages):
+    """Compute logits from a map of features, as a sentence says.
+
+    Shape: (batch, *given) -> (batch, classes).
+    Precision: that of the parameters, whatever autocast asks for.
+    Raises: as `HeadStages`, and ValueError for a map of another shape.
+    Source: the report, sections 2.2 and 7.
+    """
 
     def circuit_inputs(self, sequences: Sequence[Tensor]) -> list[Tensor]:
         "The sequences that the circuits read, from the normalised sequences of the scans."

@@ -331,7 +331,7 @@ def with_last_step(sentence: Sentence) -> Sentence:
     argument = f"last1:{word.argument}" if word.argument else "last1"
     return replace(sentence, readout=(Word("fc", argument), *marks))
 
-
+# %% ../../nbs/heads/60_sentence.ipynb #with-factors
 def with_factors(sentence: Sentence, normaliser: str = "none", readout: str = "all") -> Sentence:
     "The sentence with an experiment's normaliser and readout; raises HeadError for unknown values."
     known = {"normaliser": ("none", *NORMALISERS), "readout": ("all", "last")}
