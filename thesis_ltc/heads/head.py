@@ -78,7 +78,7 @@ def build_module(
 def build_shrink(sentence: Sentence, given: tuple[int, int, int], allow_upsampling: bool) -> Shrink:
     "The stage `shrink` for a map of a given shape; raises UpsamplingError if the map is too small."
     pooling, *mixes = sentence.shrink
-    mix = int(mixes[0].argument) if mixes else None
+    mix = next((int(word.argument) for word in mixes), None)
     return Shrink(pooling.name, int(pooling.argument), mix, given, allow_upsampling)
 
 
@@ -116,7 +116,8 @@ def circuit_input_shapes(sentence: Sentence, shapes: list[SequenceShape]) -> lis
     "Shapes of the sequences that circuits read, from those of the scans."
     read = [shapes[direction.scan] for direction in directions(sentence)]
     if sentence.join == ">":
-        return [SequenceShape(sum(shape.steps for shape in read), read[0].features)]
+        (features,) = {shape.features for shape in read}   # equal, as was checked
+        return [SequenceShape(sum(shape.steps for shape in read), features)]
     return read
 
 # %% ../../nbs/heads/65_head.ipynb #build-circuits
@@ -148,7 +149,7 @@ def build_readout(
 
 def build_damage(sentence: Sentence) -> Damage | None:
     "The damage of a head that is marked with one."
-    marks = sentence.readout[1:]
+    _, *marks = sentence.readout
     return next((Damage(int(mark.argument)) for mark in marks if mark.name == "damage"), None)
 
 # %% ../../nbs/heads/65_head.ipynb #head-stages
@@ -218,7 +219,8 @@ class Head(HeadStages):
                 "circuit": outputs, "readout": [logits]}
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.trace(maps)["readout"][0]
+        (logits,) = self.trace(maps)["readout"]
+        return logits
 
     def without_pooling(self) -> "Head":
         "The same head, with shared parameters, for maps that are pooled already."
