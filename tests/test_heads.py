@@ -1,16 +1,20 @@
-"""Heads, whole: what crosses the modules crnet, shrink, scan, wiring, ltc, sentence and heads."""
+"""Every named head as a whole: size, gradients, precision, determinism, and whether its circuit can learn."""
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
 
-from thesis_ltc.heads.classifier import HEADS, circuits, classifier, count, macs, parameter_counts, stage_shapes
+from thesis_ltc.heads.circuit import count_trained
+from thesis_ltc.heads.classifier import HEADS, circuits, classifier, macs, parameter_counts, stage_shapes
 from thesis_ltc.heads.scan import image_regions
+from thesis_ltc.heads.sentence import parse
 from thesis_ltc.heads.shrink import UpsamplingError
 
-REPORT = {  # last tensor; live parameters of the whole model at 224 px, one channel, two classes; circuit dense, live
+REPORT = {  # at 224 px: last tensor; live parameters of the whole model; of its circuit dense, live
     "fc": ((128, 13, 13), 546_882, 0, 0),
     "fc3": ((128, 13, 13), 22_236_918, 0, 0),
     "ncp-y": ((4, 8, 8), 505_273, 3_999, 1_123),
@@ -19,12 +23,20 @@ REPORT = {  # last tensor; live parameters of the whole model at 224 px, one cha
     "ncp-y-double": ((8, 16, 16), 512_136, 25_606, 7_422),
     "ncp-y-half": ((32, 16, 16), 561_830, 180_012, 53_956),
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+SAVED = ["fc3", "ncp-z", "ncp-y-double", "ncp-z-bi-shared", "ncp-all"]
+SAVED += ["z-cfc", "z-lstm", "z-frozen", "z-attention"]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
 
 def thin(head: str, **options) -> torch.nn.Module:
     "A small classifier: 136 px, an eighth of the channels, weights of seed 0."
     return classifier(head, **{"image_size": 136, "width": 0.125, "seed": 0} | options)
+
+
+def follows_numbers(head: str) -> bool:
+    "Whether the numbers of a sample choose its order or damage, so that rounding may change them."
+    return "shuffled-each" in HEADS[head] or "damage" in HEADS[head]
 
 
 @pytest.fixture
@@ -50,29 +62,88 @@ def test_the_reports_tensors_and_totals(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_counts_agree_with_each_other(head: str) -> None:
+    model = thin(head)
+    counts = parameter_counts(model)
+    assert counts["dense"] - counts["live"] == counts["circuit_dense"] - counts["circuit_live"] >= 0
+    assert counts["live"] == counts["backbone"] + counts["head"] >= counts["head"] > counts["circuit_live"]
+    wirings = [circuit.wiring for circuit in circuits(model)]
+    assert counts["synapses"] == sum(len(w.source) + len(w.sensory_source) for w in wirings)
+    assert macs(model) > macs(thin("fc")) - 2 * 16 * 8**2
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_the_dense_count_is_what_ncps_trains(head: str) -> None:
     "The formula against ncps's own parameters, its masks left out."
     model = thin(head)
-    trained = [circuit for circuit in circuits(model) if count(circuit)]
+    trained = [circuit for circuit in circuits(model) if count_trained(circuit)]
+    counts = parameter_counts(model)
     if trained:
         theirs = [p for circuit in trained for p in circuit.to_ncps().parameters() if p.requires_grad]
-        assert parameter_counts(model)["circuit_dense"] == sum(p.numel() for p in theirs)
+        assert counts["circuit_dense"] == sum(p.numel() for p in theirs)
     elif not any(kind in HEADS[head] for kind in ("lstm", "gru", "cfc")):
-        assert parameter_counts(model)["circuit_dense"] == parameter_counts(model)["circuit_live"] == 0
+        assert counts["circuit_dense"] == counts["circuit_live"] == 0
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_upsampling_is_refused_unless_asked_for(head: str) -> None:
-    "16 rows can't come from the 13 of 112 px; the message says what was got, what was expected, and what to do."
+    "16 rows can't come from the 13 of 112 px; the message says what was got, expected, and what to do."
     if "grid:16" not in HEADS[head]:
         assert stage_shapes(thin(head, image_size=112))["readout"] == [(2,)]
         return
     with pytest.raises(UpsamplingError) as caught:
         thin(head, image_size=112)
-    said = "grid:16 needs at least 16 rows and columns, but the map has 13; give a larger map or allow_upsampling; the map at 112 px has 13 rows: use image_size >= 136"
-    assert str(caught.value) == said and isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, ValueError) and str(caught.value) == (
+        "grid:16 needs at least 16 rows and columns, but the map has 13; "
+        "give a larger map or allow_upsampling; the map at 112 px has 13 rows: use image_size >= 136")
     stretched = thin(head, image_size=112, allow_upsampling=True)
     assert stage_shapes(stretched)["shrink"][0][1:] == (16, 16) == stage_shapes(thin(head))["shrink"][0][1:]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_gets_a_gradient_and_samples_stay_apart(head: str) -> None:
+    "Logits have their shape, no image sees its neighbours, and channels-last storage changes nothing."
+    model = thin(head, classes=5)
+    images = torch.rand(3, 1, 136, 136, generator=torch.Generator().manual_seed(0))
+    model(images).square().sum().backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert p.grad is not None and (p.grad != 0).any(), name
+    logits = model.eval()(images)
+    assert logits.shape == (3, 5) and logits.dtype == torch.float32
+    torch.testing.assert_close(logits[2], model(images[2:])[0])
+    last = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    if not follows_numbers(head):
+        torch.testing.assert_close(last, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    "64 digits of 136 px, and whether each is odd."
+    found = load_digits()
+    images = torch.tensor(found.images[:64] / 16, dtype=torch.float32)[:, None]
+    return images.repeat_interleave(17, 2).repeat_interleave(17, 3), torch.tensor(found.target[:64] % 2)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if parse(HEADS[head]).circuit])
+def test_the_circuit_alone_halves_the_loss(head: str, digits) -> None:
+    "All other weights keep their start; a circuit that passes no gradient, or that nobody reads, fails."
+    images, labels = digits
+    model = thin(head).eval()
+    trained = [p for p in model.head.circuit.parameters() if p.requires_grad]
+    if "frozen" in HEADS[head]:
+        assert not trained
+        return
+    with torch.no_grad():
+        maps = model.head.shrink.pool(model.backbone(images))
+    pooled, optimiser, losses = model.head.without_pooling(), torch.optim.Adam(trained, 0.02), []
+    while not losses or losses[-1] >= losses[0] / 2:
+        assert len(losses) < 500, f"the loss went from {losses[0]} to {losses[-1]}"
+        loss = F.cross_entropy(pooled(maps), labels)
+        losses.append(loss.item())
+        for p, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            p.grad = gradient
+        optimiser.step()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -87,7 +158,7 @@ def test_training_twice_gives_the_same_bits(head: str, device: str, deterministi
         torch.manual_seed(0)
         for _ in range(2):
             optimiser.zero_grad()
-            torch.nn.functional.mse_loss(model(images), torch.nn.functional.one_hot(labels, 2).float()).backward()
+            F.mse_loss(model(images), F.one_hot(labels, 2).float()).backward()
             optimiser.step()
         return model.state_dict()
 
@@ -98,7 +169,7 @@ def test_training_twice_gives_the_same_bits(head: str, device: str, deterministi
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16_backbone_with_channels_last(head: str, device: str) -> None:
-    "Under autocast the logits stay float32, agree loosely with single precision, and every gradient is finite."
+    "Under autocast logits stay float32 and agree loosely with single precision; gradients are finite."
     model, images = thin(head).eval().to(device), torch.rand(4, 1, 136, 136, device=device)
     expected = model(images)
     model, images = (thing.to(memory_format=torch.channels_last) for thing in (model, images))
@@ -106,10 +177,11 @@ def test_bfloat16_backbone_with_channels_last(head: str, device: str) -> None:
         maps = model.backbone(images)
         logits = model(images)
     assert maps.dtype == torch.bfloat16 and logits.dtype == torch.float32
-    if "each" not in head and "damage" not in head:   # what follows the numbers of the map may change with them
+    if not follows_numbers(head):
         torch.testing.assert_close(logits, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
     logits.square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(torch.isfinite(gradient).all() and gradient.dtype == torch.float32 for gradient in gradients)
 
 
 def test_the_circuit_does_not_see_bfloat16() -> None:
@@ -117,7 +189,8 @@ def test_the_circuit_does_not_see_bfloat16() -> None:
     head, maps = thin("ncp-patch").head, torch.rand(2, 16, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         inside = head.trace(maps)
-    assert all(torch.equal(one, other) for stage, tensors in head.trace(maps).items() for one, other in zip(inside[stage], tensors, strict=True))
+    for stage, tensors in head.trace(maps).items():
+        assert all(torch.equal(one, other) for one, other in zip(inside[stage], tensors, strict=True)), stage
 
 
 @pytest.mark.parametrize("head", REPORT)
@@ -132,12 +205,12 @@ def test_every_head_learns(head: str) -> None:
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(40):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        F.cross_entropy(model(images), labels).backward()
         optimiser.step()
     assert (model.eval()(images).argmax(1) == labels).all()
 
 
-@pytest.mark.parametrize("head", ["fc3", "ncp-z", "ncp-y-double", "ncp-z-bi-shared", "ncp-all", "z-cfc", "z-lstm", "z-frozen", "z-attention"])
+@pytest.mark.parametrize("head", SAVED)
 def test_weights_survive_a_file(head: str, tmp_path) -> None:
     "A model of another seed that loads the weights is the same model; the wiring is made again, not saved."
     model, other, images = thin(head).eval(), thin(head, seed=1).eval(), torch.rand(2, 1, 136, 136)
@@ -165,7 +238,7 @@ def test_settings_reach_the_circuit() -> None:
 
 
 def test_steps_are_found_on_the_image() -> None:
-    "A dark patch outside a step's region doesn't change that step."
+    "A change outside a step's region doesn't change that step."
     model, images = thin("ncp-patch").eval(), torch.rand(1, 1, 136, 136)
     regions = image_regions(model.head.scan[0], model.head.shrink.bounds, 136)
     before, = model.head.trace(model.backbone(images))["scan"]

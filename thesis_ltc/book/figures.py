@@ -29,12 +29,12 @@ from matplotlib.patches import Polygon
 
 from ..data.augment import Augmentation, preprocess
 from ..core.files import repository
-from ..heads.classifier import classifier, directions
+from ..heads.classifier import classifier
 from ..data.imageset import ImageSet
 from .records import head_order as in_order
 from .tables import NAMES, contrasts
 from ..heads.scan import SCANS, Scan, find_scan
-from ..heads.sentence import Sentence
+from ..heads.sentence import Sentence, directions
 from ..core.streams import generator
 
 # %% ../../nbs/book/40_figures.ipynb #use-style

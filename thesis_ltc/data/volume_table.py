@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cases import Case, repeated_patients, stem
-from .folders import FolderError, leads_out, printable, read_table, unused
+from .folders import FolderError, leads_out, printable, read_table, unused_columns
 from .imageset import unknown_patients
 from .slices import read_volume_header
 from .volumes import VolumeError
@@ -205,5 +205,5 @@ def find_patients(table: Path, cases: list[Case], independent: bool, ignore_pati
         else:
             remark = stated_independent("volume") if independent else unknown_patients("volume")
             found = Patients([case._replace(patient=case.name) for case in cases], [remark])
-    others = unused(read_table(table)[0], TABLE_COLUMNS, "call it patient")
+    others = unused_columns(read_table(table)[0], TABLE_COLUMNS, "call it patient")
     return Patients(found.cases, found.remarks + others)

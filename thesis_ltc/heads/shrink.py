@@ -6,7 +6,7 @@
 __all__ = ['Bounds', 'POOLINGS', 'stride_bounds', 'grid_bounds', 'pooling_matrix', 'GridPool', 'Pooling', 'UpsamplingError',
            'pooled_bounds', 'Mix', 'Shrink', 'pixel_bounds']
 
-# %% ../../nbs/heads/20_shrink.ipynb #e375e161
+# %% ../../nbs/heads/20_shrink.ipynb #shrink-import
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 from .crnet import kaiming, receptive_field
 
 # %% ../../nbs/heads/20_shrink.ipynb #stride-bounds
-Bounds = list[tuple[int, int]]  # of each cell: the first row that it averages, and the first that it does not
+Bounds = list[tuple[int, int]]  # of each cell: the first row that it averages, and the first row after those
 
 
 def stride_bounds(rows: int, size: int) -> Bounds:
-    "Windows of `size` rows side by side; what is left over at the end is dropped."
+    "Bounds of windows of `size` rows side by side, without the rows left over at the end."
     return [(i * size, (i + 1) * size) for i in range(rows // size)]
 
-
+# %% ../../nbs/heads/20_shrink.ipynb #grid-bounds
 def grid_bounds(rows: int, cells: int) -> Bounds:
-    "Windows of adaptive average pooling: `cells` of them, whatever the rows."
+    "Bounds of adaptive average pooling to so many cells."
     return [(i * rows // cells, -(-(i + 1) * rows // cells)) for i in range(cells)]
 
-
+# %% ../../nbs/heads/20_shrink.ipynb #pooling-matrix
 def pooling_matrix(
     bounds: Bounds,
     rows: int,  # of the map
-) -> Tensor:    # (cells, rows), each line sums to 1
-    "The matrix that averages rows into cells."
+) -> Tensor:    # (cells, rows), each row sums to 1
+    "The matrix that averages the rows of a map into cells."
     matrix = torch.zeros(len(bounds), rows)
-    for line, (start, stop) in zip(matrix, bounds, strict=True):
-        line[start:stop] = 1 / (stop - start)
+    for weights, (start, stop) in zip(matrix, bounds, strict=True):
+        weights[start:stop] = 1 / (stop - start)
     return matrix
 
 # %% ../../nbs/heads/20_shrink.ipynb #gridpool
@@ -50,7 +50,8 @@ class GridPool(nn.Module):
     def __init__(self, rows: int, columns: int, cells: int) -> None:
         super().__init__()
         self.register_buffer("down", pooling_matrix(grid_bounds(rows, cells), rows), persistent=False)
-        self.register_buffer("across", pooling_matrix(grid_bounds(columns, cells), columns).T, persistent=False)
+        across = pooling_matrix(grid_bounds(columns, cells), columns).T
+        self.register_buffer("across", across, persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.down @ maps @ self.across
@@ -58,47 +59,53 @@ class GridPool(nn.Module):
 # %% ../../nbs/heads/20_shrink.ipynb #pooling
 @dataclass(frozen=True)
 class Pooling:
-    "A way of making a map smaller, named in a head's sentence as `name:size`."
+    "A pooling of maps, written as `name:size` in a head's sentence."
 
     meaning: str
-    bounds: Callable[[int, int], Bounds]            # (rows of the map, size)
-    module: Callable[[int, int, int], nn.Module]    # (rows, columns of the map, size)
+    bounds: Callable[[int, int], Bounds]            # (rows of the map, size) -> bounds of the cells
+    module: Callable[[int, int, int], nn.Module]    # (rows, columns of the map, size) -> module
 
 
 POOLINGS = {
-    "pool": Pooling("averages windows of size x size side by side", stride_bounds, lambda rows, columns, size: nn.AvgPool2d(size)),
+    "pool": Pooling(
+        "averages windows of size x size side by side",
+        stride_bounds,
+        lambda rows, columns, size: nn.AvgPool2d(size),
+    ),
     "grid": Pooling("averages into size x size cells", grid_bounds, GridPool),
 }
 
-# %% ../../nbs/heads/20_shrink.ipynb #upsamplingerror
+# %% ../../nbs/heads/20_shrink.ipynb #upsampling-error
 class UpsamplingError(ValueError):
-    "A head that would have to invent rows; `needed` says how many there must be."
+    "A pooling has more cells than the map has rows; `needed` is the number of rows that would be enough."
 
-    def __init__(self, said: str, needed: int) -> None:
-        super().__init__(said, needed)
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message, needed)
         self.needed = needed
 
     def __str__(self) -> str:
         return self.args[0]
 
-
+# %% ../../nbs/heads/20_shrink.ipynb #pooled-bounds
 def pooled_bounds(
     pooling: str,                    # a name of `POOLINGS`
     size: int,
     rows: int,                       # of the map, or columns
     allow_upsampling: bool = False,  # let `grid` make more cells than there are rows
 ) -> Bounds:                         # of each cell, in rows of the map
-    "Rows of the map that each cell averages."
-    if rows < size and not (pooling == "grid" and allow_upsampling):
-        remedy = "give a larger map" + " or allow_upsampling" * (pooling == "grid")
-        raise UpsamplingError(f"{pooling}:{size} needs at least {size} rows and columns, but the map has {rows}; {remedy}", size)
+    "The rows of a map that each cell averages; raises UpsamplingError if there are too few."
+    may_upsample = pooling == "grid"
+    if rows < size and not (may_upsample and allow_upsampling):
+        remedy = "give a larger map" + " or allow_upsampling" * may_upsample
+        needed = f"{pooling}:{size} needs at least {size} rows and columns"
+        raise UpsamplingError(f"{needed}, but the map has {rows}; {remedy}", size)
     return POOLINGS[pooling].bounds(rows, size)
 
-# %% ../../nbs/heads/20_shrink.ipynb #shrink
+# %% ../../nbs/heads/20_shrink.ipynb #mix
 class Mix(nn.Conv2d):
-    """A 1x1 convolution, as one matrix product for each image.
+    """A 1x1 convolution, computed as one matrix product for each image.
 
-    Shape: (batch, inputs, rows, rows) -> (batch, outputs, rows, rows).
+    Shape: (batch, inputs, rows, columns) -> (batch, outputs, rows, columns).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -108,39 +115,44 @@ class Mix(nn.Conv2d):
         mixed = self.weight.flatten(1) @ maps.flatten(2) + self.bias[:, None]
         return mixed.unflatten(2, maps.shape[2:])
 
-
+# %% ../../nbs/heads/20_shrink.ipynb #shrink
 class Shrink(nn.Module):
     """Reduce a map to the head's last tensor.
 
     Shape: (batch, *given) -> (batch, *shape), each (channels, rows, columns).
-    Raises: UpsamplingError if the map has fewer rows or columns than the pooling needs; ValueError for a map of another shape.
+    Raises: UpsamplingError if the map has fewer rows or columns than the pooling needs.
+    Raises: ValueError for a map of another shape.
     Source: the report, section 2.2.
     """
 
     def __init__(
         self,
-        pooling: str,        # a name of `POOLINGS`
+        pooling: str,                  # a name of `POOLINGS`
         size: int,
-        mix: int | None,     # channels after the 1x1 convolution; None keeps them
+        mix: int | None,               # channels after the 1x1 convolution; None keeps the map's channels
         given: tuple[int, int, int],   # channels, rows and columns of the map
         allow_upsampling: bool = False,
     ) -> None:
         super().__init__()
         inputs, *sides = given
-        self.bounds = tuple(pooled_bounds(pooling, size, side, allow_upsampling) for side in sides)   # of rows, and of columns
-        self.given, self.shape = tuple(given), (mix or inputs, *map(len, self.bounds))
+        self.bounds = tuple(pooled_bounds(pooling, size, side, allow_upsampling) for side in sides)
+        self.given = tuple(given)
+        self.shape = (mix or inputs, *map(len, self.bounds))
         self.pool = POOLINGS[pooling].module(*sides, size)
         self.mix = kaiming(Mix(inputs, mix)) if mix else nn.Identity()
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[1:] != self.given:
-            raise ValueError(f"the map is {tuple(maps.shape[1:])}, but the head was made for {self.given}, channels x rows x columns; give images of the size that it was made for")
+            expected = f"the head was made for {self.given}, channels x rows x columns"
+            remedy = "give images of the size that it was made for"
+            raise ValueError(f"the map is {tuple(maps.shape[1:])}, but {expected}; {remedy}")
         return self.mix(self.pool(maps))
 
     def without_pooling(self) -> "Shrink":
-        "The same stage, its parameters shared, for maps that were pooled before."
+        "The same stage, with shared parameters, for maps that are pooled already."
         shrink = copy.copy(self)
-        shrink.given, shrink._modules = (self.given[0], *self.shape[1:]), self._modules | {"pool": nn.Identity()}
+        shrink.given = (self.given[0], *self.shape[1:])
+        shrink._modules = self._modules | {"pool": nn.Identity()}
         return shrink
 
 # %% ../../nbs/heads/20_shrink.ipynb #pixel-bounds
@@ -148,7 +160,7 @@ def pixel_bounds(
     bounds: Bounds,   # of each cell, in rows of CRNet's map
     image_size: int,  # in pixels
 ) -> Bounds:          # of each cell, in pixels, cut at the border
-    "Pixels along one axis that each cell depends on, receptive field included."
+    "The pixels along one axis that each cell depends on."
     size, stride, first = receptive_field()
     pixels = [(first + stride * start, first + stride * (stop - 1) + size) for start, stop in bounds]
     return [(max(0, start), min(image_size, stop)) for start, stop in pixels]
