@@ -208,7 +208,7 @@ def study(
                 plan = make_plan(asked, runs, Path(folder))
                 print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
                 raise typer.Exit(runner.rehearse(plan, profile))
-        with runner.alone(asked.name, runs):
+        with runner.hold_study(asked.name, runs):
             plan = make_plan(asked, runs)
             print(f"{plan['study']}: {plan['question']}\n{runner.outlook(plan)}", flush=True)
             complete = runner.start(plan, profile)
