@@ -145,13 +145,13 @@ def settled(table: pd.DataFrame) -> dict[str, str]:
 def newly_settled(
     table: pd.DataFrame,
     earlier: Mapping[str, str],   # experiments that had ended before this start, and how
-    is_over: bool,                # whether the study has ended
+    has_ended: bool,                # whether the study has ended
 ) -> dict[str, str]:
     "Experiments that ended since the start, and how."
     news = {}
     for experiment, state in settled(table).items():
         is_unchanged = earlier.get(experiment) == state
-        if not is_unchanged or state == "failed" and is_over:
+        if not is_unchanged or state == "failed" and has_ended:
             news[experiment] = state
     return news
 
@@ -223,14 +223,14 @@ def follow(plan: Mapping[str, Any], process: subprocess.Popen) -> None:
     reported: set[str] = set()
     with study_progress(plan) as show:
         while True:
-            is_over = process.poll() is not None
+            has_ended = process.poll() is not None
             table = states(plan)
-            for experiment, state in newly_settled(table, earlier, is_over).items():
+            for experiment, state in newly_settled(table, earlier, has_ended).items():
                 if experiment not in reported:
                     reported.add(experiment)
                     show(table, ending_line(table, experiment, state))
             show(table, None)
-            if is_over:
+            if has_ended:
                 return
             time.sleep(1)
 
@@ -290,7 +290,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 def one_gpu(
     poll: float = 1.0,   # seconds between two attempts, while all are taken
 ) -> Iterator[None]:
-    "Inside, new processes see one GPU that no other job of this user sees; with fewer than two, nothing changes."
+    "Inside, new processes see one GPU which no other job of this user sees; a single one stays."
     before = os.environ.get(VISIBLE)
     gpus = before.split(",") if before else [str(number) for number in range(torch.cuda.device_count())]
     if len(gpus) < 2:
