@@ -239,7 +239,7 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
 STUDY = Annotated[str, typer.Argument(
     help="A file in studies/, without .yaml, or a path.", show_default=False)]
 SET = Annotated[list[str] | None, typer.Option(
-    "--set", help="name=value replaces a field, or the seeds; name=[value, value] varies a field.")]
+    "--set", help=r"name=value replaces a field, or the seeds; a list varies a field: head=\[fc, ncp-z].")]
 WATCH = Annotated[bool, typer.Option("--watch", help="Show how far the study is, and start nothing.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Show what would be run, and start nothing.")]
 ESTIMATE = Annotated[bool, typer.Option(
