@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, TINY
 from nbclient.exceptions import DeadKernelError
 
-from thesis_ltc.cli import execute
+from thesis_ltc.cli import run_notebook
 from thesis_ltc.study import Experiment
 from thesis_ltc.study.notebook import PARAMETERS
 
@@ -83,6 +83,6 @@ def test_a_kernel_that_never_answered_is_tried_once_more(monkeypatch, tmp_path, 
 
     monkeypatch.setattr(papermill, "execute_notebook", executed)
     with pytest.raises(ended) if ended else nullcontext():
-        execute({"epochs": 1}, tmp_path / "page.ipynb")
+        run_notebook({"epochs": 1}, tmp_path / "page.ipynb")
     assert calls == [{"epochs": 1}] * max(1, min(2, dead + (ended is None)))
     assert capsys.readouterr().err.count("once more") == min(dead, 1)

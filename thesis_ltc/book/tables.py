@@ -28,7 +28,7 @@ from thesis_ltc.book.records import (
     head_order,
     varied_factors,
 )
-from ..study.intervals import SPREAD, Contrast, Mean, contrast, mean_of, overlap
+from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, Mean, contrast, mean_of, overlap
 
 # %% ../../nbs/book/20_tables.ipynb #marks
 LEGEND = {
@@ -207,10 +207,10 @@ def spread_text(groups: list[pd.DataFrame]) -> str:
     sizes, drawn = [len(group) for group in groups], any(overlap(group) for group in groups)
     runs = "runs" if drawn else "seeds"
     texts = []
-    if any(1 < size < SPREAD for size in sizes):
-        count = str(sizes[0]) if len(set(sizes)) == 1 else f"fewer than {SPREAD}"
+    if any(1 < size < FEWEST_FOR_INTERVAL for size in sizes):
+        count = str(sizes[0]) if len(set(sizes)) == 1 else f"fewer than {FEWEST_FOR_INTERVAL}"
         texts.append(f"the lowest and the highest of {count} {runs}")
-    if max(sizes) >= SPREAD:
+    if max(sizes) >= FEWEST_FOR_INTERVAL:
         corrected = ", corrected where the split varies" if drawn else ""
         texts.append(f"± half the 95 % interval of the mean over n {runs} (Student's t{corrected})")
     return f"Below a mean: {' or '.join(texts)}" if texts else ""
