@@ -21,7 +21,7 @@ from thesis_ltc.book.records import load_records, varied_factors
 from thesis_ltc.data import load
 from thesis_ltc.study.definition import read_study
 from thesis_ltc.study.plan import make_plan
-from thesis_ltc.training.stacked import Together, learner_of
+from thesis_ltc.training.stacked import StackedLearner, learner_of
 from thesis_ltc.training.loop import Images, Interrupted, Learner, Recipe, Training, fit_all, predict
 from thesis_ltc.training.recipe import reproducible
 
@@ -248,7 +248,7 @@ def test_every_kind_of_head_shares_a_step(scan, normaliser, circuit, readout, op
 
     def trained(seeds, learner):
         heads = {seed: classifier(sentence, 10, 48, width=0.125, seed=seed, **options).head for seed in seeds}
-        assert all(learner_of(head, "cpu")[0] is Together for head in heads.values())
+        assert all(learner_of(head, "cpu")[0] is StackedLearner for head in heads.values())
         trainings = [Training(head, replace(recipe, seed=seed), Path(tempfile.mkdtemp())) for seed, head in heads.items()]
         with reproducible(1):
             fit_all(trainings, digits, inputs=Maps(digits, recipe), learner=learner)
@@ -256,10 +256,10 @@ def test_every_kind_of_head_shares_a_step(scan, normaliser, circuit, readout, op
         return [training.model.state_dict() for training in trainings]
 
     if "frozen" in circuit:   # keeps every bit of its start
-        for seed, state in zip([4, 5, 6], trained([4, 5, 6], Together), strict=True):
+        for seed, state in zip([4, 5, 6], trained([4, 5, 6], StackedLearner), strict=True):
             start = classifier(sentence, 10, 48, width=0.125, seed=seed, **options).head.circuit.state_dict()
             assert start and all(torch.equal(tensor, state[f"circuit.{name}"]) for name, tensor in start.items())
-    apart, at_once, (alone,) = trained([4, 5, 6], Learner), trained([4, 5, 6], Together), trained([5], Together)
+    apart, at_once, (alone,) = trained([4, 5, 6], Learner), trained([4, 5, 6], StackedLearner), trained([5], StackedLearner)
     for one, other in zip(apart, at_once, strict=True):
         for name, tensor in one.items():
             if normaliser == "batch" and name in ("shrink.mix.bias", "project.0.bias", "normalise.0.running_mean"):
