@@ -39,7 +39,7 @@ def refuse_file(path: Path) -> None:
     if not path.stat().st_size:
         raise UnreadableImage("empty file: copy it again")
 
-
+# %% ../../nbs/data/15_decode.ipynb #refuse-header
 def refuse_header(image: Image.Image) -> None:
     "Raise UnreadableImage for too many pixels, several pictures, or pixels of unknown range."
     width, height = image.size
@@ -124,7 +124,7 @@ def decode_stream(file: BinaryIO) -> tuple[str, np.ndarray]:   # (height, width)
         cause = str(error) or type(error).__name__
         raise UnreadableImage(f"damaged or truncated, copy it again: {cause}") from error
 
-
+# %% ../../nbs/data/15_decode.ipynb #read-grey
 def read_grey(path: str | Path) -> tuple[str, np.ndarray]:   # (height, width) uint8
     "Size and mode of a file, as `512x512 L`, and its picture in grey; raises UnreadableImage."
     try:
@@ -210,7 +210,7 @@ def probe_pictures() -> dict[str, tuple[Image.Image, dict[str, Any]]]:   # name:
         "12 bits": (Image.fromarray(scene.astype(np.uint16) * 16), {}),
     }
 
-
+# %% ../../nbs/data/15_decode.ipynb #decode-probes
 def decode_probes() -> dict[str, Any]:   # name: kind, pixels, square of 20 pixels; or "refused"
     "What the decoder makes of the probes, and of one that is truncated."
     files = {}

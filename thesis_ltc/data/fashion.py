@@ -29,7 +29,7 @@ def bytes_in(folder: Path) -> int:
     "Bytes that lie in a folder so far."
     return sum(path.stat().st_size for path in list(folder.rglob("*")) if path.is_file())
 
-
+# %% ../../nbs/data/35_fashion.ipynb #wait-for
 def wait_for(process: subprocess.Popen, folder: Path, patience: float, limit: float) -> str | None:
     "Wait until a process ends; or return why it isn't worth waiting: no new byte, or over the limit."
     began = changed = time.monotonic()
@@ -45,7 +45,7 @@ def wait_for(process: subprocess.Popen, folder: Path, patience: float, limit: fl
             return f"not done after {limit:g} seconds"
     return None
 
-
+# %% ../../nbs/data/35_fashion.ipynb #run-fetcher
 def run_fetcher(
     command: list[str],         # prints a line when it is ready to fetch
     folder: Path,               # where the files arrive
@@ -85,7 +85,7 @@ def with_torchvision(folder: Path) -> None:
     "Let torchvision fetch what is missing in a folder, verify it, and unpack it."
     run_fetcher([sys.executable, "-c", DOWNLOAD, str(folder)], folder)
 
-
+# %% ../../nbs/data/35_fashion.ipynb #with-debian
 def with_debian(folder: Path) -> None:
     "Unpack Debian's package and let torchvision verify its files; needs neither root nor the system's lists."
     (folder / RAW).mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def apt_get(*arguments: str, scratch: Path, limit: float = 180.0) -> subprocess.
     return subprocess.run(["apt-get", *options, *arguments], cwd=scratch, capture_output=True, text=True,
                           timeout=limit, stdin=subprocess.DEVNULL)
 
-
+# %% ../../nbs/data/35_fashion.ipynb #unpack-package
 def unpack_package(name: str, scratch: Path) -> None:
     "Fetch a Debian package and unpack it below a scratch folder; raises FetchError."
     for tool in ("apt-get", "dpkg"):
@@ -160,7 +160,7 @@ def intact(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
-
+# %% ../../nbs/data/35_fashion.ipynb #fetch-into
 def fetch_into(folder: Path) -> None:
     "Fetch the files into an empty folder by the first method that works; raises FetchError naming all."
     failures = []
@@ -175,7 +175,7 @@ def fetch_into(folder: Path) -> None:
             folder.mkdir()
     raise FetchError("Fashion-MNIST can't be had. Tried: " + "; ".join(failures))
 
-
+# %% ../../nbs/data/35_fashion.ipynb #fetch-fashion-mnist
 def fetch_fashion_mnist() -> Path:
     "The folder that torchvision reads Fashion-MNIST from; fetched if it isn't there, or isn't intact."
     folder = cache_folder() / "fashion-mnist"

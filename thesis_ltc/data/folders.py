@@ -140,7 +140,7 @@ def by_folders(place: Path) -> Folder:
     names = tuple(entry.name for entry in classes)
     return Folder(place, layout, tuple(pictures), names, tuple(left_out), tuple(one_patient_remark(pictures)))
 
-
+# %% ../../nbs/data/20_folders.ipynb #count-pictures
 def count_pictures(place: Path, folders: Iterable[Path]) -> int:
     "The number of pictures directly in some folders."
     return sum(why_no_picture(place, path) is None for folder in folders for path in folder.iterdir())
@@ -173,7 +173,7 @@ def folded(name: str) -> str:
     "A name without spaces around it, in lower case."
     return name.strip().lower()
 
-
+# %% ../../nbs/data/20_folders.ipynb #columns-of2
 def columns_of(table: Path, head: Sequence[str], label: str | None, patient: str | None) -> dict[str, str]:
     "The column of each meaning; raises FolderError if there is none for file or label."
     columns = {folded(name): name for name in head}
@@ -262,7 +262,7 @@ def check_row(place: Path, where: str, values: dict[str, str], label: str) -> st
         raise FolderError(f"{where}: {file} is in split {values['split']!r}; expected train, val or test")
     return file
 
-
+# %% ../../nbs/data/20_folders.ipynb #parse-position
 def parse_position(where: str, column: str, file: str, text: str) -> float:
     "A position in millimetres, NaN for an empty text; raises FolderError."
     try:
@@ -306,14 +306,14 @@ def by_table(
     classes = sorted_classes({picture.label for picture in pictures})
     return Folder(place, "manifest", tuple(pictures), classes, tuple(left_out), tuple(remarks))
 
-
+# %% ../../nbs/data/20_folders.ipynb #sorted-classes
 def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
     "Labels in the order of their numbers if all are whole numbers, else in alphabetical order."
     labels = list(labels)
     numeric = all(label.removeprefix("-").isdecimal() for label in labels)
     return tuple(sorted(labels, key=(lambda label: (int(label), label)) if numeric else str))
 
-
+# %% ../../nbs/data/20_folders.ipynb #table-remarks
 def table_remarks(head: Sequence[str], columns: dict[str, str], label: str | None) -> list[str]:
     "Which columns are the label and the patient, and which are not used."
     others = [] if label else [name for name in head
@@ -324,7 +324,7 @@ def table_remarks(head: Sequence[str], columns: dict[str, str], label: str | Non
         remarks.append(f"the patient is the column {columns['patient']}")
     return remarks + unused_columns(head, (*columns.values(), *others))
 
-
+# %% ../../nbs/data/20_folders.ipynb #refuse-mixed
 def refuse_mixed(table: Path, pictures: Sequence[Picture]) -> None:
     "Raise FolderError if a file is named twice, or patients or splits are given for some pictures only."
     for file, count in Counter(picture.file for picture in pictures).items():
@@ -366,7 +366,7 @@ def understand(
     check_folder(found)
     return found
 
-
+# %% ../../nbs/data/20_folders.ipynb #check-folder
 def check_folder(found: Folder) -> None:
     "Raise FolderError unless a folder holds pictures of two or more classes."
     if not found.pictures and any(VOLUME.search(file) for file, _ in found.left_out):
@@ -432,7 +432,7 @@ def size_line(kinds: Sequence[str]) -> str:
     wide, high = (f"{min(side)} to {max(side)}" for side in (widths, heights))
     return f"sizes: {wide} wide, {high} high; modes: {modes}"
 
-
+# %% ../../nbs/data/20_folders.ipynb #summary-code2
 def summary(found: Folder, kinds: Sequence[str], licence: str | None) -> list[str]:
     "Classes, patients, sizes and licence of a folder."
     counts = Counter(picture.label for picture in found.pictures)
@@ -507,7 +507,7 @@ def left_out_lines(found: Folder, inspections: Sequence[Inspection]) -> list[str
     more = [f"and {len(left_out) - 20} more that are left out"] if len(left_out) > 20 else []
     return lines + more
 
-
+# %% ../../nbs/data/20_folders.ipynb #preview2
 def preview(
     found: Folder,
     licence: str | None = None,   # as given by the user

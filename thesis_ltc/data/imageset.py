@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IDENTITY', 'ROWS', 'TYPES', 'UNKNOWN_PATIENTS', 'FILES', 'SUMS', 'REMEDY', 'ImageSetError', 'LeakageError',
            'DamagedError', 'unknown_patients', 'read_only', 'check_arrays', 'refuse_rows', 'check_classes',
-           'check_rows', 'describe_patient', 'refuse_leakage', 'ImageFields', 'HashedImages', 'stratified_order',
-           'ImageSet', 'write_image_set', 'write_files', 'check_sums', 'read_image_set']
+           'check_rows', 'describe_patient', 'refuse_leakage', 'freeze_fields', 'ImageFields', 'HashedImages',
+           'stratified_order', 'ImageSet', 'write_image_set', 'write_files', 'check_sums', 'read_image_set']
 
 # %% ../../nbs/data/10_imageset.ipynb #e3950a92
 import hashlib
@@ -44,7 +44,7 @@ ROWS = (*IDENTITY, "positions", "kinds")
 TYPES = {"labels": np.int64, "positions": np.float64}   # all others are text
 UNKNOWN_PATIENTS = "patients aren't known"              # first words of the note of such a set
 
-
+# %% ../../nbs/data/10_imageset.ipynb #unknown-patients
 def unknown_patients(
     each: str,   # picture or volume: what counts as a patient
 ) -> str:
@@ -98,7 +98,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
     if not classes or not named or len(set(classes)) < len(classes):
         raise ImageSetError(f"classes are {classes!r}; expected distinct names, one for each label")
 
-
+# %% ../../nbs/data/10_imageset.ipynb #check-rows
 def check_rows(data: "ImageFields") -> None:
     "Raise ImageSetError if a label, split, patient or name makes no sense."
     last = len(data.classes) - 1
@@ -125,7 +125,7 @@ def describe_patient(
             places.append(f"{split} ({len(rows)} rows: {', '.join(some)})")
     return f"patient '{patient}' stands in " + " and ".join(places)
 
-
+# %% ../../nbs/data/10_imageset.ipynb #refuse-leakage
 def refuse_leakage(
     data: "ImageFields",
     most: int = 3,     # patients named
@@ -138,6 +138,26 @@ def refuse_leakage(
             found.append(f"and {len(shared) - most} more patients")
         remedy = "split by patient, or pass accept_leakage=True to see what leakage does"
         raise LeakageError(f"{data.name}, split '{data.split_name}': {'; '.join(found)}; {remedy}")
+
+# %% ../../nbs/data/10_imageset.ipynb #freeze-fields
+def freeze_fields(data: "ImageFields") -> None:
+    "Turn the fields of a new set into read-only arrays and tuples; unknown rows are filled in."
+    unknown = {"positions": np.nan, "kinds": ""}
+    for name in ("images", *ROWS):
+        values = getattr(data, name)
+        if values is None:
+            values = np.full(len(data.images), unknown[name])
+        object.__setattr__(data, name, read_only(values))
+    for name in ("classes", "notes"):
+        if isinstance(getattr(data, name), str):
+            raise ImageSetError(f"{name} is the text {getattr(data, name)!r}; expected several texts")
+        object.__setattr__(data, name, tuple(getattr(data, name)))
+    for name in ("quarantine", "listed"):
+        pairs = tuple((str(first), str(second)) for first, second in getattr(data, name))
+        object.__setattr__(data, name, pairs)
+    for name in ("publishable", "accept_leakage"):
+        if type(getattr(data, name)) is not bool:
+            raise ImageSetError(f"{name} is {getattr(data, name)!r}; expected True or False")
 
 # %% ../../nbs/data/10_imageset.ipynb #image-fields
 @dataclass(frozen=True, eq=False)
@@ -167,23 +187,7 @@ class ImageFields:
     notes: tuple[str, ...] = ()                   # what a reader of results should know
 
     def __post_init__(self) -> None:
-        "Freeze all fields, then check them."
-        unknown = {"positions": np.nan, "kinds": ""}
-        for name in ("images", *ROWS):
-            values = getattr(self, name)
-            if values is None:
-                values = np.full(len(self.images), unknown[name])
-            object.__setattr__(self, name, read_only(values))
-        for name in ("classes", "notes"):
-            if isinstance(getattr(self, name), str):
-                raise ImageSetError(f"{name} is the text {getattr(self, name)!r}; expected several texts")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("quarantine", "listed"):
-            pairs = tuple((str(first), str(second)) for first, second in getattr(self, name))
-            object.__setattr__(self, name, pairs)
-        for name in ("publishable", "accept_leakage"):
-            if type(getattr(self, name)) is not bool:
-                raise ImageSetError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        freeze_fields(self)
         check_arrays(self)
         check_classes(self.classes)
         check_rows(self)
@@ -244,11 +248,7 @@ def stratified_order(
 # %% ../../nbs/data/10_imageset.ipynb #imageset
 @dataclass(frozen=True, eq=False)
 class ImageSet(HashedImages):
-    """Decoded images, what is known of each, and the sets that can be made of them.
-
-    Shape: images (n, 1, height, width) uint8; labels (n,) int64; positions (n,) float64; others (n,) text.
-    Raises: ImageSetError with what was got and expected; LeakageError if a patient is in two splits.
-    """
+    "Decoded images, what is known of each, and sets of some of them; `ImageFields` has the shapes."
 
     def rows(self, split: str) -> np.ndarray:
         "Row numbers of a split, ascending."
@@ -321,7 +321,7 @@ def write_image_set(data: ImageSet, folder: Path) -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
-
+# %% ../../nbs/data/10_imageset.ipynb #write-files
 def write_files(data: ImageSet, folder: Path) -> None:
     "Write the files of a saved set into an empty folder."
     np.save(folder / "images.npy", data.images, allow_pickle=False)
@@ -341,7 +341,7 @@ def check_sums(folder: Path) -> None:
         if file_sha256(folder / name) != sums.get(name):
             raise DamagedError(f"{folder / name} is not what was saved; {REMEDY.format(folder)}")
 
-
+# %% ../../nbs/data/10_imageset.ipynb #read-image-set
 def read_image_set(folder: Path) -> dict[str, Any]:
     "The fields of a saved set and its `pixels`, the images mapped into memory; raises DamagedError."
     try:

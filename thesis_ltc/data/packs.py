@@ -213,7 +213,7 @@ def set_entries(data: ImageSet, published: bool) -> Iterator[Entry]:
                     data.classes[data.labels[row]], np.asarray(data.images[row, 0]),
                     float(data.positions[row]), str(data.kinds[row]), split)
 
-
+# %% ../../nbs/data/25_packs.ipynb #write-pack2
 def write_pack(data: ImageSet, path: str | Path) -> None:
     "Pack a set, with its published split, if any."
     published = data.split_name == "official"
@@ -248,7 +248,7 @@ def read_about(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:
         raise PackError(f"{path} has pictures of {about['size']!r} pixels a side; expected 1 to {LARGEST}")
     return about
 
-
+# %% ../../nbs/data/25_packs.ipynb #read-manifest
 def read_manifest(path: Path, archive: zipfile.ZipFile, about: dict[str, Any]) -> list[list[str]]:
     "The rows of the manifest; raises PackError if it was changed."
     manifest = text_of(path, archive, "manifest.csv")
@@ -317,7 +317,7 @@ def packed_pictures(
             raise PackError(f"{path}, {row[0]}: {found}, more than {size}x{size} pixels can need")
         yield archive.read(member(number))
 
-
+# %% ../../nbs/data/25_packs.ipynb #read-images2
 def read_images(path: Path, archive: zipfile.ZipFile, size: int, rows: list[list[str]]) -> np.ndarray:
     "All pictures as (n, 1, size, size) uint8, read on all cores."
     images = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=(len(rows), 1, size, size))
@@ -356,7 +356,7 @@ def read_pack(
         found = f"damaged or no pack ({type(error).__name__}: {error})"
         raise PackError(f"{path} is {found}; copy it again, or build it again") from error
 
-
+# %% ../../nbs/data/25_packs.ipynb #as-image-set
 def as_image_set(name: str, about: dict[str, Any], rows: list[list[str]], images: np.ndarray) -> ImageSet:
     "The contents of a pack as a set; raises KeyError for a label that is no class."
     columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))

@@ -137,7 +137,7 @@ class ListedPicture(NamedTuple):
     label: int
     split: str
 
-
+# %% ../../nbs/data/40_sources.ipynb #read-list
 def read_list(path: Path) -> list[str]:
     "The file names in a list, one per line; raises DataError for one that leads out of the folder."
     try:
@@ -239,7 +239,7 @@ def refuse_small_classes(found: Folder, labels: np.ndarray, quarantine: list[tup
             left_out = f" (left out: {why})" if why else ""
             raise DataError(f"{message}; expected at least 3, one for each part{left_out}")
 
-
+# %% ../../nbs/data/40_sources.ipynb #read-image-folder2
 def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
     "Decode the pictures of a folder to squares of a size in pixels."
     pictures, quarantine = unchanged(found)
@@ -285,7 +285,7 @@ def fingerprint(
         hashes = pool.map(lambda file: sha256_or_none(folder / file), files)
         return list(zip(files, hashes, strict=True))
 
-
+# %% ../../nbs/data/40_sources.ipynb #cached2
 def cached(
     name: str,
     identity: Any,                    # plain values that determine the set, the readers apart
@@ -313,13 +313,13 @@ def digits(name: str, folder: Path | None) -> ImageSet:
         raise DataError("digits are part of scikit-learn: pip install 'thesis_ltc[data]'") from error
     return cached(name, [name, release, DIGITS], lambda: read_digits(name))
 
-
+# %% ../../nbs/data/40_sources.ipynb #row-order-reader
 def row_order(name: str, folder: Path | None) -> ImageSet:
     "The rows of each digit in one order, and in another."
     of = digits("digits", None)
     return cached(name, [name, of.digest, of.licence, ROW_ORDER_NOTE], lambda: read_row_order(name, of))
 
-
+# %% ../../nbs/data/40_sources.ipynb #fashion-mnist-reader
 def fashion_mnist(name: str, folder: Path | None) -> ImageSet:
     "Fashion-MNIST, fetched if it isn't there."
     try:
@@ -372,7 +372,7 @@ SOURCES = {
 WITHOUT_FOLDER = ("digits", "row-order", "fashion-mnist")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
-
+# %% ../../nbs/data/40_sources.ipynb #place-of2
 def place_of(name: str, folder: str | Path | None) -> Path | None:
     "Where a set's files should lie: the given folder or pack, or one of its name below THESIS_LTC_DATA."
     if folder is not None:
@@ -384,7 +384,7 @@ def place_of(name: str, folder: str | Path | None) -> Path | None:
     pack = place.with_name(f"{name}.zip")
     return pack if pack.is_file() and not place.is_dir() else place
 
-
+# %% ../../nbs/data/40_sources.ipynb #read-by-name
 def read(name: str, folder: str | Path | None) -> ImageSet:
     "A set in its published split, or in none; raises DataError."
     if not re.fullmatch(NAME_PATTERN, name):
@@ -419,7 +419,7 @@ def check_split(split: str, repeat: int, folds: int | None, fold: int) -> None:
     if split == "official" and repeat:
         raise DataError(f"{published}, but repeat is {repeat}; use split='patient' to draw others")
 
-
+# %% ../../nbs/data/40_sources.ipynb #draw-split
 def draw_split(
     data: ImageSet,
     split: str,
@@ -456,7 +456,7 @@ def without_listed(data: ImageSet) -> ImageSet:
             dropped.append(min(first, second, key=part_of.__getitem__))
     return data.subset(~np.isin(data.names, dropped)) if dropped else data
 
-
+# %% ../../nbs/data/40_sources.ipynb #load-code2
 def load(
     name: str,                             # a key of SOURCES, or of a folder below THESIS_LTC_DATA
     folder: str | Path | None = None,      # where its files lie, for covid-ct and one's own
