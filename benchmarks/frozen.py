@@ -5,7 +5,7 @@
 
 The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk a whole network is first
 trained for 12 epochs, which is not timed. Timed are the trunk's maps, the training of all seeds, their tests
-and records. Seconds go to results/benchmarks/frozen.json (on a GPU: frozen-gpu.json), and the book shows them.
+and records. Seconds go to results/benchmarks/frozen.json (on a GPU: frozen-gpu.json) and into the book.
 """
 import argparse
 import os
