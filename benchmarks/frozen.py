@@ -1,64 +1,129 @@
-"""A study of one head on a frozen trunk, from images to records, and its training once more with circuits computed by ncps.
+"""Time a study of one head on a frozen trunk, from images to records, and its training with circuits of ncps.
 
-    python benchmarks/frozen.py [--data NAME] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100] [--trunk DIR]
+    python benchmarks/frozen.py [--data NAME] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100]
+                                [--trunk DIR]
 
-The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk, a whole network is trained for 12 epochs
-first, which isn't counted. All of the rest is: the trunk's maps, the training of all seeds, tests and records. Seconds go to
-results/benchmarks/frozen.json (on a GPU: frozen-gpu.json), and the book shows them.
+The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk a whole network is first
+trained for 12 epochs, which is not timed. Timed are the trunk's maps, the training of all seeds, their tests
+and records. Seconds go to results/benchmarks/frozen.json (on a GPU: frozen-gpu.json) and into the book.
 """
 import argparse
 import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from steps import with_ncps
 
-from thesis_ltc.study.experiment import Experiment, build_model, recipe_of, resolved
-from thesis_ltc.study.run import load_images, run, run_seeds
-from thesis_ltc.training.trunk import features_of, read_trunk
 from thesis_ltc.core.files import repository, write_json
-from thesis_ltc.training.loop import Training, fit_all
-from thesis_ltc.training.recipe import reproducible
+from thesis_ltc.core.provenance import device_name
+from thesis_ltc.data.imageset import ImageSet
+from thesis_ltc.study import Experiment, run, run_seeds
+from thesis_ltc.study.experiment import build_model, recipe_of, resolved
+from thesis_ltc.study.run import load_images
+from thesis_ltc.training import (
+    Images,
+    Training,
+    features_of,
+    fit_all,
+    read_trunk,
+    reproducible,
+)
+
+
+def silent(history: list) -> None:
+    "Show no progress."
+
+
+@contextmanager
+def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
+    "Note the seconds that the block took."
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+    print(f"{name} {seconds[name]:.1f} s", flush=True)
+
+
+def frozen_experiment(given: argparse.Namespace, data: ImageSet, folder: str) -> Experiment:
+    "The experiment with its trunk, which is trained now if none was given."
+    whole = Experiment(data=given.data, head="fc", image_size=given.image_size, width=given.width, epochs=12)
+    trunk = given.trunk
+    if trunk is None:
+        trunk = str(Path(folder) / run(whole, 0, folder, data=data, echo=silent)["id"] / "seed0")
+    experiment = replace(whole, head=given.head, trunk=trunk, epochs=given.epochs, patience=given.epochs)
+    return resolved(experiment)
+
+
+def maps_of(experiment: Experiment, data: ImageSet, folder: str) -> Images:
+    "The trunk's maps, pooled as the head wants them, where run_seeds will find them."
+    head = build_model(experiment, len(data.classes), 0).head
+    recipe, place = recipe_of(experiment, 0), Path(folder) / "features"
+    with reproducible(experiment.threads):
+        return features_of(read_trunk(experiment.trunk), data, recipe, experiment.passes, place, head=head)
+
+
+def train_with_ncps(experiment: Experiment, data: ImageSet, inputs: Images, seeds: int, folder: str) -> None:
+    "Train the seeds one after another, circuits computed by ncps."
+    for seed in range(seeds):
+        place = Path(folder) / "ncps" / str(seed)
+        place.mkdir(parents=True)
+        network = with_ncps(build_model(experiment, len(data.classes), seed)).head.without_pooling()
+        fit_all([Training(network, recipe_of(experiment, seed), place)], data, inputs=inputs)
+
+
+def measure(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    "What was measured, and the device."
+    data = load_images(Experiment(data=given.data, image_size=given.image_size))
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = frozen_experiment(given, data, folder)
+        with stopwatch(seconds, "all"):
+            with stopwatch(seconds, "maps"):
+                inputs = maps_of(experiment, data, folder)
+            records = run_seeds(experiment, list(range(given.seeds)), folder, data=data, echo=silent)
+        with stopwatch(seconds, "training with ncps"), reproducible(experiment.threads):
+            train_with_ncps(experiment, data, inputs, given.seeds, folder)
+    return {
+        "data": given.data,
+        "images": len(data),
+        "head": given.head,
+        "image_size": given.image_size,
+        "width": given.width,
+        "seeds": given.seeds,
+        "epochs": given.epochs,
+        "passes": experiment.passes,
+        "seconds_of_maps": round(seconds["maps"], 1),
+        "seconds_of_training": round(sum(record["seconds"] for record in records.values()), 1),
+        "seconds": round(seconds["all"], 1),
+        "seconds_of_training_with_ncps": round(seconds["training with ncps"], 1),
+        "device": device_name(experiment.device),
+        "cores": os.cpu_count(),
+        "threads": experiment.threads,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "ncps": version("ncps"),
+    }, experiment.device
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    there = Path(os.environ.get("THESIS_LTC_DATA", "")) / "covid-ct"
-    for name, value in (("data", "covid-ct" if there.is_dir() else "digits"), ("head", "ncp-z"), ("image-size", 136), ("width", 1.0), ("seeds", 20), ("epochs", 100)):
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    has_covid = (Path(os.environ.get("THESIS_LTC_DATA", "")) / "covid-ct").is_dir()
+    defaults = {"data": "covid-ct" if has_covid else "digits", "head": "ncp-z"}
+    defaults |= {"image-size": 136, "width": 1.0, "seeds": 20, "epochs": 100}
+    for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--trunk", help="directory of a finished run")
-    given = parser.parse_args()
-    whole = Experiment(data=given.data, head="fc", image_size=given.image_size, width=given.width, epochs=12)
-    data, quiet = load_images(whole), lambda history: None
-    with tempfile.TemporaryDirectory() as folder:
-        trunk = given.trunk or str(Path(folder) / run(whole, 0, folder, data=data, echo=quiet)["id"] / "seed0")
-        experiment = resolved(replace(whole, head=given.head, trunk=trunk, epochs=given.epochs, patience=given.epochs))
-        began = time.perf_counter()
-        with reproducible(experiment.threads):
-            inputs = features_of(read_trunk(trunk), data, recipe_of(experiment, 0), experiment.passes, Path(folder) / "features", head=build_model(experiment, len(data.classes), 0).head)
-        maps = time.perf_counter() - began
-        found = run_seeds(experiment, list(range(given.seeds)), folder, data=data, echo=quiet)
-        ours = time.perf_counter() - began
-        print(f"maps {maps:.1f} s, all {ours:.1f} s", flush=True)
-        with reproducible(experiment.threads):
-            began = time.perf_counter()
-            for seed in range(given.seeds):
-                place = Path(folder) / "ncps" / str(seed)
-                place.mkdir(parents=True)
-                fit_all([Training(with_ncps(build_model(experiment, len(data.classes), seed)).head.without_pooling(), recipe_of(experiment, seed), place)], data, inputs=inputs)
-            theirs = time.perf_counter() - began
-    measured = {
-        "data": given.data, "images": len(data), "head": given.head, "image_size": given.image_size, "width": given.width, "seeds": given.seeds, "epochs": given.epochs, "passes": experiment.passes,
-        "seconds_of_maps": round(maps, 1), "seconds_of_training": round(sum(record["seconds"] for record in found.values()), 1), "seconds": round(ours, 1), "seconds_of_training_with_ncps": round(theirs, 1),
-        "device": torch.cuda.get_device_name() if experiment.device == "cuda" else torch.cpu.get_capabilities()["cpu_name"], "cores": os.cpu_count(), "threads": experiment.threads,
-        "python": platform.python_version(), "torch": str(torch.__version__), "ncps": version("ncps"),
-    }
-    path = repository() / "results" / "benchmarks" / ("frozen.json" if experiment.device == "cpu" else "frozen-gpu.json")
+    measured, device = measure(parser.parse_args())
+    name = "frozen.json" if device == "cpu" else "frozen-gpu.json"
+    path = repository() / "results" / "benchmarks" / name
     write_json(path, measured)
     print(measured, f"written: {path}", sep="\n")
 

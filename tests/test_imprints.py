@@ -1,4 +1,4 @@
-"""An imprint changes no bit of training, follows everything that decides a bit, and says when a run went on otherwise."""
+"""An imprint changes no bit of training, follows what decides its bits, and tells when other code went on."""
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -12,12 +12,24 @@ from thesis_ltc.core.provenance import IMAGES, STEPS, Imprint, digest, imprint_d
 from thesis_ltc.data import load
 from thesis_ltc.data.augment import Augmentation
 from thesis_ltc.heads import classifier
-from thesis_ltc.training import Images, Interrupted, Learner, Recipe, StackedLearner, Training, fit_all, replay, reproducible
-from thesis_ltc.training import imprint, inputs, resume
+from thesis_ltc.training import (
+    Images,
+    Interrupted,
+    Learner,
+    Recipe,
+    StackedLearner,
+    Training,
+    fit_all,
+    imprint,
+    inputs,
+    replay,
+    reproducible,
+    resume,
+)
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
 from thesis_ltc.training.resume import checkpoint_path
 
-SENTENCE = "pool:1 mix:4 | z | linear:6 | batch | ncp:6/4/2:3/2/2/2 | fc:12/7"   # batch normalisation and dropout, too
+SENTENCE = "pool:1 mix:4 | z | linear:6 | batch | ncp:6/4/2:3/2/2/2 | fc:12/7"   # with dropout
 RECIPE = Recipe("bce-dice", 12, 3e-3, 2, 50, 48, 0, "cpu", "float32", 1)
 both_learners = pytest.mark.parametrize("learner", [Learner, StackedLearner])
 
@@ -64,7 +76,8 @@ def replayed(trainings: list[Training], data, learner: type[Learner]) -> list[Im
 def outcome(training: Training) -> dict:
     "Weights, moments and losses, without times."
     moments = [training.optimiser.state[parameter] for parameter in training.model.parameters()]
-    history = [{name: value for name, value in row.items() if "seconds" not in name} for row in training.history]
+    timeless = [name for name in training.history[0] if "seconds" not in name]
+    history = [[row[name] for name in timeless] for row in training.history]
     return {"weights": digest(training.model.state_dict()), "moments": digest(*moments), "history": history}
 
 
@@ -82,17 +95,18 @@ def test_a_replay_finds_what_training_records(learner, digits, tmp_path):
     waiting = fresh(tmp_path)
     before = [digest(training.model.state_dict()) for training in waiting]
     found = replayed(waiting, digits, learner)
-    assert [digest(training.model.state_dict()) for training in waiting] == before and not list(tmp_path.iterdir())
+    assert [digest(training.model.state_dict()) for training in waiting] == before
+    assert not list(tmp_path.iterdir())
     first, second = trained = [training.imprint for training in train(waiting, digits, learner)]
     assert found == trained
     assert len(first.losses) == len(first.gradients) == STEPS and np.shape(first.logits) == (IMAGES, 10)
-    assert all(getattr(first, name) != getattr(second, name) for name in asdict(first))   # two seeds share nothing
-    assert replayed(fresh(tmp_path, [5]), digits, learner) == [second]                    # whoever is beside it
+    assert all(getattr(first, name) != getattr(second, name) for name in asdict(first))
+    assert replayed(fresh(tmp_path, [5]), digits, learner) == [second]   # alone as beside another
 
 
 @both_learners
 def test_its_parts_are_what_they_are_called(learner, digits, tmp_path, monkeypatch):
-    "The weights after the third step, evaluated on the first validation images; the batch as the network sees it."
+    "The batch as the network sees it; the weights after the third step, and their logits."
     batches, models = [], []
     step = learner.step
 
@@ -114,7 +128,8 @@ def test_its_parts_are_what_they_are_called(learner, digits, tmp_path, monkeypat
 def test_an_epoch_of_two_steps_has_an_imprint_of_two(digits, tmp_path):
     data = digits.limited(20)
     training, = train(fresh(tmp_path, [4]), data, Learner)
-    assert len(training.imprint.losses) == 2 and replayed(fresh(tmp_path / "again", [4]), data, Learner) == [training.imprint]
+    assert len(training.imprint.losses) == 2
+    assert replayed(fresh(tmp_path / "again", [4]), data, Learner) == [training.imprint]
 
 
 class Brighter(Augmentation):
@@ -200,7 +215,8 @@ def test_another_machine_is_told_once(learner, digits, tmp_path, monkeypatch):
     first, other = train(fresh(tmp_path, epochs=3), digits, learner)
     (told,) = first.resumed
     before = load_tensors(checkpoint_path(first.folder))[1]
-    assert told["epoch"] == 1 and list(told["changed"]) == ["capability"] and told["changed"]["capability"][1] == "AVX9"
+    assert told["epoch"] == 1 and list(told["changed"]) == ["capability"]
+    assert told["changed"]["capability"][1] == "AVX9" != told["changed"]["capability"][0]
     assert before["resumed"] == first.resumed and before["environment"]["capability"] == "AVX9"
     again, _ = train(fresh(tmp_path, epochs=4), digits, learner)
     assert again.resumed == first.resumed and len(again.history) == 4
@@ -210,7 +226,8 @@ def test_another_machine_is_told_once(learner, digits, tmp_path, monkeypatch):
         save_tensors(checkpoint_path(training.folder), tensors, state | {"environment": environment})
     third, _ = train(fresh(tmp_path, epochs=5), digits, learner)
     assert [list(entry["changed"]) for entry in third.resumed] == [["capability"], ["torch", "device_name"]]
-    assert [entry["epoch"] for entry in third.resumed] == [1, 4] and third.resumed[1]["changed"]["torch"][0] == "1.0"
+    assert [entry["epoch"] for entry in third.resumed] == [1, 4]
+    assert third.resumed[1]["changed"]["torch"] == ["1.0", str(torch.__version__)]
 
 
 @both_learners
@@ -220,7 +237,8 @@ def test_other_numbers_are_told(learner, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "Augmentation", Brighter)
     computed, = replayed(fresh(tmp_path, [4]), digits, learner)
     first, _ = train(fresh(tmp_path), digits, learner)
-    assert first.resumed == [{"epoch": 1, "changed": {"imprint": [imprint_digest(stored), imprint_digest(computed)]}}]
+    change = [imprint_digest(stored), imprint_digest(computed)]
+    assert first.resumed == [{"epoch": 1, "changed": {"imprint": change}}]
     assert first.imprint == stored != computed   # a run keeps the imprint of its own first steps
 
 
@@ -228,8 +246,8 @@ def test_a_checkpoint_from_before_there_were_imprints_goes_on(digits, tmp_path):
     stopped(tmp_path, digits, Learner, [4])
     path = checkpoint_path(tmp_path / "seed4")
     tensors, state = load_tensors(path)
-    older = {"identity": state["identity"] | {"torch": "1", "device name": "old"}, "history": state["history"]}
-    save_tensors(path, tensors, older)
+    identity = state["identity"] | {"epochs": None, "patience": None, "torch": "1", "device name": "old"}
+    save_tensors(path, tensors, {"identity": identity, "history": state["history"]})
     training, = train(fresh(tmp_path, [4]), digits, Learner)
     computed, = replayed(fresh(tmp_path, [4]), digits, Learner)
     assert training.resumed == [{"epoch": 1, "changed": {"imprint": [None, imprint_digest(computed)]}}]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from thesis_ltc.training.checkpoint import load_tensors, read_status
 
 EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
+TOO_LATE = "the process ended before it could be killed"
 IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
 
 
@@ -96,10 +98,17 @@ def epochs_done(directory: Path) -> int:
     return len(load_tensors(folder / "checkpoint.safetensors")[1]["history"])
 
 
+def is_beyond(directory: Path, epoch: int) -> bool:
+    "Whether the checkpoint holds more epochs than that."
+    return epochs_done(directory) > epoch
+
+
 def is_training(directory: Path, process) -> bool:
     "Whether this very process, and no earlier one, has begun to train."
     folder = seed_folder(directory)
-    return folder is not None and (folder / "status.json").exists() and json.loads((folder / "status.json").read_text())["pid"] == process.pid
+    if folder is None or not (folder / "status.json").exists():
+        return False
+    return json.loads((folder / "status.json").read_text())["pid"] == process.pid
 
 
 def is_writing(directory: Path, process) -> bool:
@@ -116,7 +125,7 @@ def is_finishing(directory: Path, process) -> bool:
 
 
 def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path):
-    "6 right after a checkpoint, 4 while one is being written, 3 anywhere, 2 between the last epoch and the record."
+    "6 after a checkpoint, 4 while one is written, 3 anywhere, 2 between the last epoch and the record."
     kills = {"after": 0, "writing": 0, "anywhere": 0, "at the end": 0}
     wanted = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
     dice = random.Random(0)
@@ -124,15 +133,16 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
         before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.05
         process = processes.Process(target=train, args=(str(tmp_path), slow))
         process.start()
-        assert wait_until(lambda: is_training(tmp_path, process), process), "the process ended before it could be killed"
+        assert wait_until(partial(is_training, tmp_path, process), process), TOO_LATE
         if kind == "anywhere":
             time.sleep(dice.uniform(0, 0.15))
-        assert wait_until({
-            "after": lambda: epochs_done(tmp_path) > before,
-            "writing": lambda: is_writing(tmp_path, process),
+        instants = {
+            "after": partial(is_beyond, tmp_path, before),
+            "writing": partial(is_writing, tmp_path, process),
             "anywhere": lambda: True,
-            "at the end": lambda: is_finishing(tmp_path, process),
-        }[kind], process), f"the process ended before it could be killed ({kind})"
+            "at the end": partial(is_finishing, tmp_path, process),
+        }
+        assert wait_until(instants[kind], process), f"{TOO_LATE} ({kind})"
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -148,7 +158,8 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
 
 def papermill(directory: Path) -> subprocess.Popen:
     values = [part for name, value in VALUES.items() for part in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", "nbs/experiments/run.ipynb", str(directory / "out.ipynb"), *values, "-p", "runs", str(directory)]
+    notebooks = ["nbs/experiments/run.ipynb", str(directory / "out.ipynb")]
+    command = [sys.executable, "-m", "papermill", *notebooks, *values, "-p", "runs", str(directory)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -157,7 +168,7 @@ def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path):
     for number in range(6):
         process = papermill(tmp_path)
         before = epochs_done(tmp_path)
-        assert wait_until(lambda: epochs_done(tmp_path) > before, process), "the notebook ended before it could be killed"
+        assert wait_until(partial(is_beyond, tmp_path, before), process), TOO_LATE
         kernel = psutil.Process(process.pid).children()[0]
         (kernel if number % 2 else process).kill()
         process.wait()  # without its kernel, papermill gives up by itself
@@ -173,7 +184,8 @@ def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):
     process.terminate(), process.join()
     status = read_status(seed_folder(tmp_path))
     assert process.exitcode == 1 and status["state"] == "interrupted"
-    assert status["epoch"] >= 2 and f"the same command goes on after epoch {status['epoch']}" in status["message"]
+    assert status["epoch"] >= 2
+    assert f"the same command goes on after epoch {status['epoch']}" in status["message"]
     assert epochs_done(tmp_path) == status["epoch"]
     process = processes.Process(target=train, args=(str(tmp_path), 0.0))
     process.start(), process.join()
@@ -189,4 +201,5 @@ def test_a_second_runner_may_not_write(processes, tmp_path):
         process.join()
     assert [process.exitcode for process in pair] == [0, 0]
     trainers = (tmp_path / "trainers").read_text().split()
-    assert len(trainers) == EPOCHS and len(set(trainers)) == 1 and len(list(tmp_path.glob("*/seed0/record.json"))) == 1
+    assert len(trainers) == EPOCHS and len(set(trainers)) == 1
+    assert len(list(tmp_path.glob("*/seed0/record.json"))) == 1

@@ -139,7 +139,7 @@ def take_step(
     losses, gradients, correct = outcome.double().cpu().numpy()   # waits for a GPU, once in a step
     return Step(number, rows, digests, losses, gradients, correct)
 
-
+# %% ../../nbs/training/24_steps.ipynb #epoch-steps
 def epoch_steps(
     learner: Learner,
     data: ImageSet,
