@@ -1,14 +1,16 @@
-"""The circuit against ncps.torch.LTC, the network it has to agree with: random wirings, sizes, durations and starts."""
+"""The reference against ncps.torch.LTC: random wirings, sizes, durations and starts."""
+
 import ncps.torch
 import ncps.wirings
 import numpy as np
 import pytest
 import torch
 
-from thesis_ltc.ltc.network import LTC, NCPS_NAMES
+from thesis_ltc.ltc.network import LTC, NCPS_NAMES, ncps_index
 
 REPORT = [(32, 12, 6, 1, 6, 4, 6, 6), (128, 24, 12, 2, 12, 8, 12, 12), (512, 48, 24, 4, 24, 16, 24, 24)]
-BOUNDS = {torch.float32: (1e-6, 3e-5), torch.float64: (1e-12, 1e-12)}  # forward; gradients, relative to the largest
+# outputs; gradients, relative to the largest
+BOUNDS = {torch.float32: (1e-6, 3e-5), torch.float64: (1e-12, 1e-12)}
 
 
 def random_wiring(kind: str, draw: np.random.Generator) -> ncps.wirings.Wiring:
@@ -22,10 +24,13 @@ def random_wiring(kind: str, draw: np.random.Generator) -> ncps.wirings.Wiring:
     neurons = int(draw.integers(2, 13))
     motor = int(draw.integers(1, neurons + 1))
     if kind == "FullyConnected":
-        return ncps.wirings.FullyConnected(neurons, motor, erev_init_seed=seed, self_connections=bool(draw.integers(2)))
+        itself = bool(draw.integers(2))
+        return ncps.wirings.FullyConnected(neurons, motor, erev_init_seed=seed, self_connections=itself)
     if kind == "Random":
-        return ncps.wirings.Random(neurons, motor, sparsity_level=float(draw.uniform(0, 0.95)), random_seed=seed)
-    wiring = ncps.wirings.Random(neurons, motor, sparsity_level=0.5, random_seed=seed)  # sensory synapses only
+        level = float(draw.uniform(0, 0.95))
+        return ncps.wirings.Random(neurons, motor, sparsity_level=level, random_seed=seed)
+    # sensory synapses only
+    wiring = ncps.wirings.Random(neurons, motor, sparsity_level=0.5, random_seed=seed)
     wiring.adjacency_matrix[:] = 0
     return wiring
 
@@ -40,8 +45,10 @@ def random_network(kind: str, draw: np.random.Generator, dtype: torch.dtype) -> 
     return rnn.to(dtype)
 
 
-def read_with_ncps(rnn: ncps.torch.LTC, sequence: torch.Tensor, durations: torch.Tensor, state: torch.Tensor) -> tuple:
-    "What ncps makes of a sequence; `durations` (steps,) are given to its cell as numbers, which it handles correctly."
+def read_with_ncps(
+    rnn: ncps.torch.LTC, sequence: torch.Tensor, durations: torch.Tensor, state: torch.Tensor
+) -> tuple:
+    "Outputs and state of ncps; its cell gets `durations` (steps,) as numbers, which it handles correctly."
     motor = []
     for step, elapsed in enumerate(durations.tolist()):
         output, state = rnn.rnn_cell(sequence[:, step], state, elapsed)
@@ -52,22 +59,21 @@ def read_with_ncps(rnn: ncps.torch.LTC, sequence: torch.Tensor, durations: torch
 def assert_same(rnn: ncps.torch.LTC, circuit: LTC, ours: tuple, theirs: tuple, leaves: dict) -> None:
     """Outputs, states, and the gradient of a pull on both with respect to every weight, input and start.
 
-    Pulls are positive: where they cancel, ncps's own single precision is further from the truth than the bound.
+    Pulls are positive: where they cancel, ncps's single precision is further off than the bound.
     """
     forward, backward = BOUNDS[ours[0].dtype]
     pulls = [torch.rand_like(tensor) for tensor in ours]
-    for mine, his in zip(ours, theirs, strict=True):
-        assert (mine - his).abs().max() <= forward
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our - their).abs().max() <= forward
     names = [name for name, _ in circuit.named_parameters()]
     weights = [getattr(rnn.rnn_cell, NCPS_NAMES[name]) for name in names]
-    mine = torch.autograd.grad(ours, [*circuit.parameters(), *leaves.values()], pulls)
-    his = torch.autograd.grad(theirs, [*weights, *leaves.values()], pulls)
-    for name, a, b in zip([*names, *leaves], mine, his, strict=True):
+    our_gradients = torch.autograd.grad(ours, [*circuit.parameters(), *leaves.values()], pulls)
+    their_gradients = torch.autograd.grad(theirs, [*weights, *leaves.values()], pulls)
+    for name, our, their in zip([*names, *leaves], our_gradients, their_gradients, strict=True):
         if "." in name:
-            synapses = getattr(circuit, name.split(".")[0])
-            b = b[synapses.source, synapses.target]
-        if b.numel():
-            assert (a - b).abs().max() <= backward * b.abs().max(), name
+            their = their[ncps_index(circuit, name)]
+        if their.numel():
+            assert (our - their).abs().max() <= backward * their.abs().max(), name
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["float32", "float64"])
@@ -90,7 +96,7 @@ def test_the_circuit_is_ncps(kind: str, case: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", range(4))
 def test_durations_of_each_sample(case: int) -> None:
-    "Batched durations equal ncps asked one sample at a time; where batch = neurons, its own batch is silently wrong."
+    "As ncps reads one sample at a time; if batch = neurons, a whole batch is silently wrong there."
     torch.manual_seed(case)
     rnn = random_network("NCP", np.random.default_rng(case), torch.float64)
     circuit = LTC.from_ncps(rnn, "reference")

@@ -360,9 +360,9 @@ def backward(
     blocks = ceil_div(batch, WIDTH)
     units = ceil_div(blocks, BLOCKS)
     grad_sequence, grad_state = np.empty(sequence.shape, dtype), np.empty(state.shape, dtype)
-    grad_parameters, grad_durations = np.empty(parameters.shape, dtype), np.empty(durations.shape, dtype)
     grad_rates = np.empty((circuits, batch, steps), dtype)
     sums = np.empty((circuits, units, parameters.shape[1]))
+    grad_parameters, grad_durations = np.empty(parameters.shape, dtype), np.empty(durations.shape, dtype)
     run_units(
         backward_units, circuits * units, 3 * gate_count(sequence, wiring, unfolds),
         sequence, durations, state, parameters, *wiring, unfolds,

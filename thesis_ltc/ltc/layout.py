@@ -22,7 +22,9 @@ PARAMETERS = (*(f"{kind}.{name}" for kind in KINDS for name in SYNAPSE), *MEMBRA
 WIRING = tuple(f"{kind}.{end}" for kind in KINDS for end in ("source", "target"))
 
 # %% ../../nbs/ltc/10_layout.ipynb #offsets
-def offsets(sensory_synapses, synapses, neurons, features):   # no annotations: Triton would interpret them
+def offsets(
+    sensory_synapses: int, synapses: int, neurons: int, features: int
+) -> tuple[int, int, int, int]:
     "Where recurrent synapses, membranes, the input map and the output map begin in a row of parameters."
     recurrent = 4 * sensory_synapses
     membrane = recurrent + 4 * synapses
