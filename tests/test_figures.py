@@ -1,7 +1,7 @@
 """The drawings in figures/ are those that the code draws."""
 from conftest import ROOT
 
-from thesis_ltc.book.figures import save_figures
+from thesis_ltc.book.drawings import save_figures
 
 
 def test_the_drawings_are_in_step(tmp_path):

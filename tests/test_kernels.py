@@ -1,4 +1,4 @@
-"""Kernels that are forked, each test in a process of its own: a process that is a kernel or runs pytest is none to fork kernels from."""
+"""Forked kernels, each test in a process of its own: one that runs pytest is none to fork kernels from."""
 import subprocess
 import sys
 import textwrap
@@ -34,7 +34,8 @@ kernels.fork_kernels()
 
 def said_by(program):
     "Lines that a program prints after `BEGINNING`; what the kernels say of themselves at their start is left out."
-    done = subprocess.run([sys.executable, "-c", BEGINNING + textwrap.dedent(program)], capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-c", BEGINNING + textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     lines = [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")]
     assert lines, done.stderr
     return lines
@@ -42,7 +43,8 @@ def said_by(program):
 
 def test_a_forked_kernel_has_its_parents_modules_and_nothing_of_another_page():
     lines = said_by("""
-        first = execute("import os, sys; mine = 1", "print('colorsys' in sys.modules, os.getcwd(), os.getppid(), os.environ['JPY_PARENT_PID'])")
+        tell = "print('colorsys' in sys.modules, os.getcwd(), os.getppid(), os.environ['JPY_PARENT_PID'])"
+        first = execute("import os, sys; mine = 1", tell)
         print(">", first == f"True / {os.getpid()} {os.getpid()}\\n" or first)
         print(">", execute("print('mine' in globals(), 'first' in globals())"), end="")
     """)
@@ -52,7 +54,8 @@ def test_a_forked_kernel_has_its_parents_modules_and_nothing_of_another_page():
 def test_it_listens_at_files_which_go_with_it():
     "Of ports, two kernels that start at one moment may be given the same, and one of them ends."
     lines = said_by("""
-        where = execute("from ipykernel.connect import get_connection_info", "told = get_connection_info(unpack=True); print(told['transport'], told['ip'])").split()
+        ask = "from ipykernel.connect import get_connection_info\\ninfo = get_connection_info(unpack=True)"
+        where = execute(ask, "print(info['transport'], info['ip'])").split()
         print(">", where[0], os.path.exists(os.path.dirname(where[1])), len(where[1]) < 60)
     """)
     assert lines == ["ipc False True"]
@@ -60,7 +63,8 @@ def test_it_listens_at_files_which_go_with_it():
 
 def test_its_cells_may_start_processes():
     lines = said_by("""
-        print(">", execute("import multiprocessing, os", "with multiprocessing.get_context('fork').Pool(1) as pool:\\n    print(pool.map(abs, [-3]))"), end="")
+        pool = "with multiprocessing.get_context('fork').Pool(1) as pool:\\n    print(pool.map(abs, [-3]))"
+        print(">", execute("import multiprocessing", pool), end="")
     """)
     assert lines == ["[3]"]
 
@@ -85,7 +89,8 @@ def test_a_kernel_that_dies_is_noticed():
 
 def test_what_a_cell_has_started_ends_with_the_kernel():
     lines = said_by("""
-        print(">", execute("import subprocess, sys", "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)']).pid)"), end="")
+        start = "sleeper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])"
+        print(">", execute("import subprocess, sys", start, "print(sleeper.pid)"), end="")
     """)
     try:
         child = psutil.Process(int(lines[0]))
@@ -96,7 +101,7 @@ def test_what_a_cell_has_started_ends_with_the_kernel():
 
 def test_a_kernel_ends_with_its_parent():
     said = said_by("""
-        execute("import os, sys; print('>', os.getpid(), file=sys.__stdout__, flush=True); os.kill(os.getppid(), 9)")
+        execute("import os, sys; print('>', os.getpid(), file=sys.__stdout__, flush=True)", "os.kill(os.getppid(), 9)")
     """)
     try:
         kernel = psutil.Process(int(said[0]))
