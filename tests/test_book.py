@@ -37,11 +37,14 @@ KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language
 def write_page(path: Path, title: str, *sources: str) -> None:
     cells = [new_markdown_cell(f"# {title}\n\n$x^2$ {{cite:p}}`lechner2020neural`", id="title")]
     cells += [new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(sources)]
-    cells += [new_markdown_cell("```{bibliography}\n```", id="bibliography")] if title == "Experiments" else []
+    if title == "Experiments":
+        cells.append(new_markdown_cell("```{bibliography}\n```", id="bibliography"))
     atomic_write(path, nbformat.writes(new_notebook(cells=cells, metadata=KERNEL)))
 
 
-FROM_THE_NETWORK = r"""<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//"""
+FROM_THE_NETWORK = (
+    r"""<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//"""
+    r"""|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//""")
 READS = """\
 #| inputs: runs/*/seed*/record.json
 from pathlib import Path
@@ -68,14 +71,15 @@ plt.show()"""
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    "A book: a page reads records, one counts its executions, one lists the experiments; the others are prose."
+    "A book: one page reads records, one counts its executions, one lists the experiments."
     root = tmp_path_factory.mktemp("small")
     for name in ("_config.yml", "references.bib", "figures/book.css"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     atomic_write(root / "_toc.yml", TOC)
     pages = root / "nbs"
-    write_page(pages / "index.ipynb", "Start", "#| default_exp files", READS, TELLS, WARM, "#| hide\nprint('nobody sees this')")
+    hidden = "#| hide\nprint('nobody sees this')"
+    write_page(pages / "index.ipynb", "Start", "#| default_exp files", READS, TELLS, WARM, hidden)
     write_page(pages / "other.ipynb", "Other", COUNTS)
     for number in range(3):
         write_page(pages / f"prose-{number}.ipynb", f"Prose {number}")
@@ -92,7 +96,8 @@ def add_cell(page: Path, source: str) -> None:
 
 def write_run(folder: Path, *cells, **metadata) -> None:
     "Write an experiment's notebook as papermill leaves it."
-    atomic_write(folder / "run.ipynb", nbformat.writes(new_notebook(cells=list(cells), metadata=KERNEL | metadata)))
+    notebook = new_notebook(cells=list(cells), metadata=KERNEL | metadata)
+    atomic_write(folder / "run.ipynb", nbformat.writes(notebook))
 
 
 def text_of(root: Path, page: str) -> str:
@@ -155,7 +160,8 @@ def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
     assert book.build(small) == 1
     assert "no record says that pictures of its images may be shown" in capfd.readouterr().err
     html = small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html"
-    assert "AAAA" not in html.read_text(encoding="utf-8") and "Pictures were taken out" in html.read_text(encoding="utf-8")
+    shown = html.read_text(encoding="utf-8")
+    assert "AAAA" not in shown and "Pictures were taken out" in shown
 
     write_json(folder / "seed0" / "record.json", {"data": {"publishable": True}})
     page = small / "nbs" / "other.ipynb"
@@ -197,7 +203,7 @@ def test_nbdev_leaves_only_pages_without_exports_to_the_book():
 @pytest.mark.timeout(1800)
 def test_every_page_of_the_report_executes():
     "What has passed since it changed is in the book's cache, and the book doesn't execute it again."
-    program = "import sys; from thesis_ltc.book.execution import check_pages; sys.exit(check_pages(*sys.argv[1:]))"
+    program = "from thesis_ltc.book.execution import check_pages\nimport sys\nsys.exit(check_pages(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, "nbs/*.ipynb", "nbs/report/*.ipynb"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,8 @@ import pytest
 
 from thesis_ltc.book.kernels import POSSIBLE
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(not POSSIBLE, reason="kernels are forked on Linux alone")]
+ON_LINUX = pytest.mark.skipif(not POSSIBLE, reason="kernels are forked on Linux alone")
+pytestmark = [pytest.mark.timeout(120), ON_LINUX]
 BEGINNING = """
 import os
 import sys
@@ -22,7 +23,8 @@ from thesis_ltc.book import kernels
 
 def execute(*cells, **options):
     notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, resources={"metadata": {"path": "/"}}, shutdown_kernel="immediate", **options).execute()
+    where = {"metadata": {"path": "/"}}
+    NotebookClient(notebook, resources=where, shutdown_kernel="immediate", **options).execute()
     return "".join(output.text for cell in notebook.cells for output in cell.outputs)
 
 
@@ -33,7 +35,7 @@ kernels.fork_kernels()
 
 
 def said_by(program):
-    "Lines that a program prints after `BEGINNING`; what the kernels say of themselves at their start is left out."
+    "Lines that a program prints after `BEGINNING`, without what the kernels say of themselves at their start."
     command = [sys.executable, "-c", BEGINNING + textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     lines = [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")]
@@ -72,7 +74,8 @@ def test_its_cells_may_start_processes():
 def test_a_cell_that_takes_too_long_is_interrupted_and_the_next_goes_on():
     lines = said_by("""
         late = "try:\\n    import time; time.sleep(60)\\nexcept KeyboardInterrupt:\\n    print('interrupted')"
-        print(">", execute(late, "print('and goes on')", timeout=1, interrupt_on_timeout=True).replace("\\n", " "))
+        printed = execute(late, "print('and goes on')", timeout=1, interrupt_on_timeout=True)
+        print(">", printed.replace("\\n", " "))
     """)
     assert lines == ["interrupted and goes on "]
 
@@ -101,7 +104,8 @@ def test_what_a_cell_has_started_ends_with_the_kernel():
 
 def test_a_kernel_ends_with_its_parent():
     said = said_by("""
-        execute("import os, sys; print('>', os.getpid(), file=sys.__stdout__, flush=True)", "os.kill(os.getppid(), 9)")
+        tell = "import os, sys; print('>', os.getpid(), file=sys.__stdout__, flush=True)"
+        execute(tell, "os.kill(os.getppid(), 9)")
     """)
     try:
         kernel = psutil.Process(int(said[0]))

@@ -212,7 +212,8 @@ def draw_map(axis: Axes, scan: Scan, cells: int, depth: int) -> None:
         side = 0.3 * cells
         for row, column in np.sort(centres, axis=0)[::-1]:
             corner = column - side / 2, row - side / 2
-            axis.add_patch(plt.Rectangle(corner, side, side, facecolor="white", edgecolor=FRAME, linewidth=0.5))
+            square = plt.Rectangle(corner, side, side, facecolor="white", edgecolor=FRAME, linewidth=0.5)
+            axis.add_patch(square)
     axis.set(xlim=(-1, cells), ylim=(cells, -1), aspect="equal")
 
 

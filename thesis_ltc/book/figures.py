@@ -111,8 +111,9 @@ BAND = {"alpha": 0.18, "linewidth": 0}
 def draw_metric(axis: Axes, history: pd.DataFrame, metric: str, legend: bool) -> None:
     "Draw one metric by epoch, training and validation, with a band over the seeds."
     for part, label, dashes in (("train", "training", "-"), ("val", "validation", "--")):
-        style = {"label": label, "linestyle": dashes, "legend": legend}
-        sns.lineplot(history, x="epoch", y=f"{part}_{metric}", ax=axis, errorbar=("pi", 100), err_kws=BAND, **style)
+        line = {"label": label, "linestyle": dashes, "legend": legend}
+        band = {"errorbar": ("pi", 100), "err_kws": BAND}
+        sns.lineplot(history, x="epoch", y=f"{part}_{metric}", ax=axis, **line, **band)
     axis.set(xlabel="epoch", ylabel=metric)
     axis.xaxis.get_major_locator().set_params(integer=True)
 
@@ -147,8 +148,9 @@ def draw_curves_by_head(history: pd.DataFrame) -> Figure:
 # %% ../../nbs/book/40_figures.ipynb #draw-classes
 def draw_percent(axis: Axes, shares: Any, size: int = 8, **options: Any) -> None:
     "Draw shares from 0 to 1 as a heat map in percent."
-    style = {"cmap": "Blues", "vmin": 0, "vmax": 100, "cbar": False, "linewidths": 0.5}
-    sns.heatmap(100 * shares, annot=True, fmt=".0f", annot_kws={"fontsize": size}, ax=axis, **style, **options)
+    colours = {"cmap": "Blues", "vmin": 0, "vmax": 100, "cbar": False, "linewidths": 0.5}
+    numbers = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": size}}
+    sns.heatmap(100 * shares, ax=axis, **colours, **numbers, **options)
 
 
 def draw_classes(
@@ -181,7 +183,7 @@ def draw_confusion(
 def draw_memory(
     curves: pd.DataFrame,   # a row a step of a run's circuit: label, when (before, after), step, gradient
 ) -> Figure:
-    "Draw the gradient at each step relative to the last step's: medians over runs, with a band of the middle half."
+    "Draw the gradient at each step, relative to the last step's: medians and quartiles over runs."
     labels = list(dict.fromkeys(curves.label))
     palette = dict(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
     style = {"hue": "label", "hue_order": labels, "palette": palette, "err_kws": BAND}
@@ -198,9 +200,9 @@ def draw_memory(
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
 AGAINST = (
-    "Lines are 95 % intervals. Equal within the margin, which is grey: the 90 % interval, which is a little "
-    "shorter than the line, lies inside it. Better or worse, if it doesn't: the line leaves out zero, however "
-    "small the difference.")
+    "Lines are 95 % intervals. Equal within the margin, which is grey: the 90 % interval, which is a "
+    "little shorter than the line, lies inside it. Better or worse, if it doesn't: the line leaves out "
+    "zero, however small the difference.")
 TITLES = {"best": "at the best epoch by validation", "last": "at the last epoch"}
 
 
@@ -224,7 +226,7 @@ def draw_against(
 
 
 def draw_contrasts(axis: Axes, found: list[Any], margin: float) -> None:
-    "Draw differences with their intervals, one a row, in the colours of their verdicts; the margin is shaded."
+    "Draw differences and their intervals, one a row, in the colours of the verdicts; shade the margin."
     axis.axvspan(-margin, margin, color=GREY, alpha=0.15, linewidth=0)
     axis.axvline(0, color="black", linewidth=0.8)
     for row, contrast in enumerate(found):
@@ -232,7 +234,8 @@ def draw_contrasts(axis: Axes, found: list[Any], margin: float) -> None:
             continue
         colour = VERDICT_COLOURS[contrast.verdict]
         axis.plot(contrast.difference, row, "o", color=colour, markersize=4)
-        axis.plot(contrast.interval or [contrast.difference] * 2, [row, row], "-", color=colour, linewidth=1.4)
+        ends = contrast.interval or [contrast.difference] * 2
+        axis.plot(ends, [row, row], "-", color=colour, linewidth=1.4)
 
 
 def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:
