@@ -203,8 +203,8 @@ def test_nbdev_leaves_only_pages_without_exports_to_the_book():
 @pytest.mark.timeout(1800)
 def test_every_page_of_the_report_executes():
     "What has passed since it changed is in the book's cache, and the book doesn't execute it again."
-    program = "from thesis_ltc.book.execution import check_pages\nimport sys\nsys.exit(check_pages(*sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "nbs/*.ipynb", "nbs/report/*.ipynb"]
+    check = "import sys\nfrom thesis_ltc.book.execution import check_pages\nsys.exit(check_pages(*sys.argv[1:]))"
+    command = [sys.executable, "-c", check, "nbs/*.ipynb", "nbs/report/*.ipynb"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

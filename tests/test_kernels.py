@@ -35,7 +35,7 @@ kernels.fork_kernels()
 
 
 def said_by(program):
-    "Lines that a program prints after `BEGINNING`, without what the kernels say of themselves at their start."
+    "Lines that a program prints after `BEGINNING`, without what kernels print at their start."
     command = [sys.executable, "-c", BEGINNING + textwrap.dedent(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     lines = [line.removeprefix("> ") for line in done.stdout.splitlines() if line.startswith("> ")]
