@@ -1,7 +1,10 @@
-"""A small book, built, broken and mended with the real configuration."""
+"""A small book, built, broken and mended with the real configuration; and the report's pages, executed."""
+import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -9,8 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from thesis_ltc.book import build as book
-from thesis_ltc.core.files import atomic_write, write_json
 from thesis_ltc.book.kernels import POSSIBLE
+from thesis_ltc.core.files import PACKAGE, atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(240)
@@ -34,28 +37,67 @@ KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language
 def write_page(path: Path, title: str, *sources: str) -> None:
     cells = [new_markdown_cell(f"# {title}\n\n$x^2$ {{cite:p}}`lechner2020neural`", id="title")]
     cells += [new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(sources)]
-    cells += [new_markdown_cell("```{bibliography}\n```", id="bibliography")] if title == "Experiments" else []
+    if title == "Experiments":
+        cells.append(new_markdown_cell("```{bibliography}\n```", id="bibliography"))
     atomic_write(path, nbformat.writes(new_notebook(cells=cells, metadata=KERNEL)))
+
+
+FROM_THE_NETWORK = (
+    r"""<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//"""
+    r"""|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//""")
+READS = """\
+#| inputs: runs/*/seed*/record.json
+from pathlib import Path
+import json"""
+TELLS = """\
+#| echo: false
+records = Path('..').glob('runs/*/seed*/record.json')
+print('scores', sorted(json.loads(path.read_text()) for path in records))"""
+WARM = """\
+#| echo: false
+import sys
+print('kernel', 'warm' if 'seaborn' in sys.modules else 'cold')"""
+COUNTS = """\
+#| export
+from pathlib import Path
+count = Path('../count')
+count.write_text(count.read_text() + 'x' if count.exists() else 'x')"""
+DRAWS = """\
+import matplotlib.pyplot as plt
+from thesis_ltc.data import load
+plt.imshow(load('digits').images[0, 0])
+plt.show()"""
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    "A book: one page reads records, one counts its executions, one lists the experiments; with prose, enough to be read in parallel."
+    "A book: one page reads records, one counts its executions, one lists the experiments."
     root = tmp_path_factory.mktemp("small")
     for name in ("_config.yml", "references.bib", "figures/book.css"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     atomic_write(root / "_toc.yml", TOC)
-    reads = "#| inputs: runs/*/seed*/record.json\nfrom pathlib import Path\nimport json"
-    tells = "#| echo: false\nprint('scores', sorted(json.loads(p.read_text()) for p in Path('..').glob('runs/*/seed*/record.json')))"
-    warm = "#| echo: false\nimport sys\nprint('kernel', 'warm' if 'seaborn' in sys.modules else 'cold')"
-    write_page(root / "nbs" / "index.ipynb", "Start", "#| default_exp files", reads, tells, warm, "#| hide\nprint('nobody sees this')")
-    counts = "from pathlib import Path\ncount = Path('../count')\ncount.write_text(count.read_text() + 'x' if count.exists() else 'x')"
-    write_page(root / "nbs" / "other.ipynb", "Other", f"#| export\n{counts}")
+    pages = root / "nbs"
+    hidden = "#| hide\nprint('nobody sees this')"
+    write_page(pages / "index.ipynb", "Start", "#| default_exp files", READS, TELLS, WARM, hidden)
+    write_page(pages / "other.ipynb", "Other", COUNTS)
     for number in range(3):
-        write_page(root / "nbs" / f"prose-{number}.ipynb", f"Prose {number}")
-    write_page(root / "nbs" / "experiments.ipynb", "Experiments", "'executed once for each study'")
+        write_page(pages / f"prose-{number}.ipynb", f"Prose {number}")
+    write_page(pages / "experiments.ipynb", "Experiments", "'executed once for each study'")
     return root
+
+
+def add_cell(page: Path, source: str) -> None:
+    "Append a code cell to a page."
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    notebook["cells"].append(new_code_cell(source, id="added"))
+    atomic_write(page, json.dumps(notebook))
+
+
+def write_run(folder: Path, *cells, **metadata) -> None:
+    "Write an experiment's notebook as papermill leaves it."
+    notebook = new_notebook(cells=list(cells), metadata=KERNEL | metadata)
+    atomic_write(folder / "run.ipynb", nbformat.writes(notebook))
 
 
 def text_of(root: Path, page: str) -> str:
@@ -79,7 +121,7 @@ def test_a_book_without_runs_is_whole_and_needs_no_network(small, capfd):
     for page in pages:
         html = page.read_text(encoding="utf-8")
         assert "#|" not in re.sub(r"<[^>]+>", "", html), f"{page.name} shows a directive"
-        assert not re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*rel=\"stylesheet\"[^>]*href=\"(?:https?:)?//", html), page
+        assert not re.findall(FROM_THE_NETWORK, html), page
     assert (small / "_build" / "html" / "_static" / "mathjax" / "tex-chtml.js").exists()
     assert (small / "_build" / "html" / "searchindex.js").exists()
 
@@ -95,9 +137,10 @@ def test_only_pages_whose_records_changed_are_executed_again(small):
 
 
 def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small, capfd):
-    error = new_output("error", ename="ValueError", evalue="no images", traceback=["\x1b[0;31mValueError\x1b[0m: no images"])
-    notebook = new_notebook(cells=[new_markdown_cell("# Run"), new_code_cell("raise ValueError('no images')", outputs=[error])], metadata=KERNEL)
-    atomic_write(small / "runs" / "digits_fc_s1_0a" / "run.ipynb", nbformat.writes(notebook))
+    trace = ["\x1b[0;31mValueError\x1b[0m: no images"]
+    error = new_output("error", ename="ValueError", evalue="no images", traceback=trace)
+    cell = new_code_cell("raise ValueError('no images')", outputs=[error])
+    write_run(small / "runs" / "digits_fc_s1_0a", new_markdown_cell("# Run"), cell)
     assert book.build(small) == 0, capfd.readouterr().err
     page = text_of(small, "appendix/digits_fc_s1_0a")
     assert "fc on digits, setting 1 (0a): failed" in page and "no images" in page
@@ -109,40 +152,71 @@ def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small,
 
 
 def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
-    "In an experiment's notebook, and on a page that uses a set of which no picture may be shown."
+    "In an experiment's notebook, and on a page that loads images."
     folder = small / "runs" / "mine_fc_s1_0a"
-    shows = new_output("display_data", {"text/html": "<img src='data:image/png;base64,AAAA'>"})
-    atomic_write(folder / "run.ipynb", nbformat.writes(new_notebook(cells=[new_code_cell("show()", outputs=[shows])], metadata=KERNEL | {"papermill": {"end_time": "2022"}})))
+    bitmap = new_output("display_data", {"text/html": "<img src='data:image/png;base64,AAAA'>"})
+    write_run(folder, new_code_cell("show()", outputs=[bitmap]), papermill={"end_time": "2022"})
     write_json(folder / "seed0" / "record.json", {"data": {"publishable": False}})
-    assert book.build(small) == 1 and "no record says that pictures of its images may be shown" in capfd.readouterr().err
-    html = (small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html").read_text(encoding="utf-8")
-    assert "AAAA" not in html and "Pictures were taken out" in html
-    write_json(folder / "seed0" / "record.json", {"data": {"publishable": True}})
-    assert book.build(small) == 0 and "AAAA" in (small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html").read_text(encoding="utf-8")
-    shutil.rmtree(small / "runs")
+    assert book.build(small) == 1
+    assert "no record says that pictures of its images may be shown" in capfd.readouterr().err
+    html = small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html"
+    shown = html.read_text(encoding="utf-8")
+    assert "AAAA" not in shown and "Pictures were taken out" in shown
 
+    write_json(folder / "seed0" / "record.json", {"data": {"publishable": True}})
     page = small / "nbs" / "other.ipynb"
     whole = page.read_text(encoding="utf-8")
-    draws = "import matplotlib.pyplot as plt\nfrom thesis_ltc.data import load\nplt.imshow(load('digits').images[0, 0])\nplt.show()"
-    for source, status in ((draws, 1), (f"#| pictures: mine\n{draws}", 1), (f"#| pictures: digits, CC BY 4.0\n{draws}", 0)):
-        changed = json.loads(whole)
-        changed["cells"].append(new_code_cell(source, id="draws"))
-        atomic_write(page, json.dumps(changed))
+    for source, status in ((DRAWS, 1), (f"#| pictures: digits, CC BY 4.0\n{DRAWS}", 0)):
+        atomic_write(page, whole)
+        add_cell(page, source)
         assert book.build(small) == status
-        assert ("nbs/other.ipynb: the cell that begins `import matplotlib" in capfd.readouterr().err) == bool(status)
+        complains = "nbs/other.ipynb: the cell that begins `import matplotlib" in capfd.readouterr().err
+        assert complains == bool(status)
+    assert "AAAA" in html.read_text(encoding="utf-8")
+    shutil.rmtree(small / "runs")
     atomic_write(page, whole)
-    assert book.build(small) == 0
 
 
 def test_a_page_that_raises_fails_the_build_until_it_is_mended(small, capfd):
     page = small / "nbs" / "other.ipynb"
     whole = page.read_text(encoding="utf-8")
-    broken = json.loads(whole)
-    broken["cells"].append(new_code_cell("1 / 0", id="broken"))
-    atomic_write(page, json.dumps(broken))
+    add_cell(page, "print('the last words')\n1 / 0")
     for attempt in ("first", "again"):
+        before = executions(small)
         assert book.build(small) == 1, f"a page that raises passed the {attempt} time"
-        shown = capfd.readouterr()
-        assert "ZeroDivisionError" in shown.err and "has faults" in shown.out
+        said = capfd.readouterr()
+        assert "ZeroDivisionError" in said.err and "has faults" in said.out
+        assert executions(small) == before + 1, "a page that fails is executed once in each build"
+        assert "the last words" in text_of(small, "nbs/other"), "the page doesn't show what happened"
     atomic_write(page, whole)
     assert book.build(small) == 0
+
+
+def test_nbdev_leaves_only_pages_without_exports_to_the_book():
+    silent = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "nbs").rglob(".notest")}
+    assert silent == {"nbs", "nbs/report", "nbs/experiments"}
+    for folder in silent:
+        for path in (ROOT / folder).glob("*.ipynb"):
+            assert "#| export" not in path.read_text(encoding="utf-8"), f"nobody tests {path}"
+
+
+@pytest.mark.timeout(1800)
+def test_every_page_of_the_report_executes():
+    "What has passed since it changed is in the book's cache, and the book doesn't execute it again."
+    check = "import sys\nfrom thesis_ltc.book.execution import check_pages\nsys.exit(check_pages(*sys.argv[1:]))"
+    command = [sys.executable, "-c", check, "nbs/*.ipynb", "nbs/report/*.ipynb"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_wings_only_hand_on_names():
+    "The rule of what a page depends on relies on it: importing a wing computes nothing."
+    allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.FunctionDef
+    for path in PACKAGE.rglob("__init__.py"):
+        documentation, *statements = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(documentation, ast.Expr | ast.Assign), path
+        for statement in statements:
+            assert isinstance(statement, allowed), f"{path}:{statement.lineno}"
+            names = [target.id for target in statement.targets] if isinstance(statement, ast.Assign) else []
+            assert set(names) <= {"__all__", "__version__"}, f"{path}:{statement.lineno}"
+            assert not isinstance(statement, ast.FunctionDef) or statement.name == "__getattr__", path

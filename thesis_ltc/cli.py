@@ -554,7 +554,7 @@ def book() -> None:
 @app.command()
 def figures() -> None:
     "Draw CRNet and the scans into figures/."
-    from thesis_ltc.book.figures import save_figures
+    from thesis_ltc.book.drawings import save_figures
     from thesis_ltc.core.files import repository
 
     with report_errors():

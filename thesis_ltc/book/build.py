@@ -28,7 +28,8 @@ from ..core.processes import child_process
 # %% ../../nbs/book/60_build.ipynb #configure
 def configure(app: Any, config: Any) -> None:
     "Let `read_page` read notebooks, and let pages be read side by side."
-    config.nb_custom_formats = {".ipynb": ["thesis_ltc.book.dependencies.read_page", {"root": str(app.srcdir)}, False]}
+    reader = ["thesis_ltc.book.dependencies.read_page", {"root": str(app.srcdir)}, False]
+    config.nb_custom_formats = {".ipynb": reader}
     app.parallel = os.cpu_count() or 1
 
 
@@ -146,8 +147,8 @@ def relay(
 # %% ../../nbs/book/60_build.ipynb #build
 SPHINX = "from jupyter_book.cli.main import main; main()"
 LOST = (
-    "{page}: no record says that pictures of its images may be shown; those in runs/{name}/run.ipynb were taken out. "
-    "Execute it again without them")
+    "{page}: no record says that pictures of its images may be shown; "
+    "those in runs/{name}/run.ipynb were taken out. Execute it again without them")
 
 
 def build(
@@ -161,8 +162,10 @@ def build(
         print(LOST.format(page=page, name=page.stem), file=sys.stderr)
     print("Building the book: pages whose code or records have changed are executed.", flush=True)
     command = [sys.executable, "-c", SPHINX, "build", str(root), "-W", "--keep-going", "-q"]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": os.environ | page_environment(root)}
-    with child_process(command, "Stopping; what was executed is kept.", **options) as process:
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | page_environment(root)
+    farewell = "Stopping; what was executed is kept."
+    with child_process(command, farewell, env=environment, **streams) as process:
         relay(process.stderr, sys.stderr.isatty())
         process.wait()
     print(conclusion(root / "_build" / "html" / "index.html", process.returncode))

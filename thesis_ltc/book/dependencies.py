@@ -31,7 +31,7 @@ MAGIC = re.compile(r"(?m)^(\s*)[%!].*$")                     # a line for IPytho
 
 class PackageName(NamedTuple):
     "A name of this package that a text uses."
-    level: int                # dots at the beginning: 0 from the package, 1 from the text's folder, 2 from its parent
+    level: int                # 0: below the package, 1: below the text's folder, 2: below its parent
     parts: tuple[str, ...]    # what follows, without `thesis_ltc`
     bound: str                # its name in the text; empty if it is only mentioned
 
@@ -81,7 +81,7 @@ def module_behind(
 
 
 def handed_on(folder: Path, public: str) -> set[Path]:
-    "Find the module from which a folder's `__init__` imports a name; `__init__` itself if it doesn't import it."
+    "Find the module from which a folder's `__init__` imports a name; otherwise `__init__` itself."
     start = folder / "__init__.py"
     if not start.is_file():
         return set()
@@ -131,8 +131,11 @@ def fingerprint(
     paths: Iterable[Path],     # of files below it
 ) -> list[tuple[str, str]]:    # names and hashes, in order
     "List the names and hashes of files."
-    states = [(path, path.stat()) for path in sorted(set(paths))]
-    return [(path.relative_to(root).as_posix(), content(path, state.st_mtime_ns, state.st_size)) for path, state in states]
+    found = []
+    for path in sorted(set(paths)):
+        state = path.stat()
+        found.append((path.relative_to(root).as_posix(), content(path, state.st_mtime_ns, state.st_size)))
+    return found
 
 
 def names_below(place: str) -> list[str]:
@@ -185,15 +188,15 @@ def read_page(
     notebook = as_page(notebook)
     notebook.metadata["inputs"] = key
     if key != EXECUTED:
-        last = new_code_cell(f"# inputs {key} {title_of(notebook)}", id="inputs", metadata={"tags": ["remove-cell"]})
-        notebook.cells.append(last)
+        source = f"# inputs {key} {title_of(notebook)}"
+        notebook.cells.append(new_code_cell(source, id="inputs", metadata={"tags": ["remove-cell"]}))
     return notebook
 
 # %% ../../nbs/book/54_dependencies.ipynb #page-environment
 def page_environment(root: Path) -> dict[str, str]:
     "Environment variables for the process from which kernels are forked."
     return {
-        "MATPLOTLIBRC": str(next(root.glob(ALWAYS), "")),            # the house style for every page
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",   # read when matplotlib is imported, before the fork
+        "MATPLOTLIBRC": str(next(root.glob(ALWAYS), "")),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",   # is read before the fork
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }

@@ -58,4 +58,5 @@ def parameters(thing: Any) -> list[str]:
         return []
     comments = {key: value["docment"] for key, value in known.items() if value.get("docment")}
     texts = {key: plain(" ".join(comment.split())) for key, comment in comments.items()}
-    return [f":returns: {text}" if key == "return" else f":param {key}: {text}" for key, text in texts.items()]
+    names = {key: "returns" if key == "return" else f"param {key}" for key in texts}
+    return [f":{names[key]}: {text}" for key, text in texts.items()]

@@ -88,7 +88,8 @@ def store(
 ) -> None:
     "Put an executed page into the cache."
     data = {"execution_seconds": seconds, "failed": bool(error)}
-    cache.cache_notebook_bundle(CacheBundleIn(page, str(path), data=data), check_validity=False, overwrite=True)
+    bundle = CacheBundleIn(page, str(path), data=data)
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 # %% ../../nbs/book/58_execution.ipynb #execute-page
 TIMEOUT = 600   # seconds a cell
@@ -108,7 +109,8 @@ async def execute_page(
 ) -> str:                  # what went wrong; empty if nothing did
     "Execute a page in a kernel of its own."
     where = {"metadata": {"path": str(path.parent)}}
-    options = {"timeout": TIMEOUT, "shutdown_kernel": "immediate", "record_timing": False}   # times would change the hash
+    options = {"timeout": TIMEOUT, "shutdown_kernel": "immediate"}
+    options["record_timing"] = False   # times would change the hash by which the page is found
     client = NotebookClient(page, resources=where, **options)
     try:
         await client.async_execute()
@@ -154,9 +156,14 @@ async def execute_all(
 # %% ../../nbs/book/58_execution.ipynb #execute-pages
 def pages_to_execute(root: Path, paths: Iterable[Path], cache: JupyterCacheBase) -> dict[Path, NotebookNode]:
     "Read those pages that the cache doesn't have as they are now, longest first."
-    seconds = {path: record.data["execution_seconds"] for path, record in newest_records(root, cache).items()}
-    pages = {path: read_page(path.read_text(encoding="utf-8"), str(root)) for path in longest_first(paths, seconds)}
-    return {path: page for path, page in pages.items() if page.metadata["inputs"] != EXECUTED and not is_cached(page, cache)}
+    records = newest_records(root, cache)
+    seconds = {path: record.data["execution_seconds"] for path, record in records.items()}
+    pages = {}
+    for path in longest_first(paths, seconds):
+        page = read_page(path.read_text(encoding="utf-8"), str(root))
+        if page.metadata["inputs"] != EXECUTED and not is_cached(page, cache):
+            pages[path] = page
+    return pages
 
 
 def is_cached(page: NotebookNode, cache: JupyterCacheBase) -> bool:

@@ -24,14 +24,15 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 # %% ../../nbs/book/50_kernels.ipynb #warm-up
-HEAVY = ("torch", "torchvision", "torchmetrics.classification", "seaborn", "ipykernel.kernelapp")  # what most pages import, by seconds
+HEAVY = (   # what most pages import, by seconds
+    "torch", "torchvision", "torchmetrics.classification", "seaborn", "ipykernel.kernelapp")
 FORKED = "forked"                # the provisioner's name among Jupyter's entry points
 LAUNCHER = "ipykernel_launcher"  # what follows it in a kernel's command are its arguments
-POSSIBLE = sys.platform == "linux"  # elsewhere a fork may not use the libraries that its parent has loaded
+POSSIBLE = sys.platform == "linux"
 
 
 def warm_up() -> None:
-    "Import what is heavy, where kernels will be forked from this process; it must be no kernel itself, nor have computed with several threads or touched a GPU."
+    "Import heavy packages in the process from which kernels will be forked."
     if POSSIBLE:
         for module in HEAVY:
             with suppress(ModuleNotFoundError):  # a page that needs it will say so
@@ -39,8 +40,9 @@ def warm_up() -> None:
 
 
 def fork_kernels() -> None:
-    "From now on, let the kernels that this process starts be forked from it; where that is not possible, they start as always."
-    if POSSIBLE and entry_points(group=KernelProvisionerFactory.GROUP_NAME, name=FORKED):  # which an older installation has not
+    "Make kernels of this process forks of it from now on, where that is possible."
+    installed = entry_points(group=KernelProvisionerFactory.GROUP_NAME, name=FORKED)   # not by older versions
+    if POSSIBLE and installed:
         KernelProvisionerFactory.instance().default_provisioner_name = FORKED
 
 # %% ../../nbs/book/50_kernels.ipynb #become-kernel
@@ -50,7 +52,7 @@ def become_kernel(
     environment: Mapping[str, str],
     parent: int,                      # process id; the kernel ends with it
 ) -> None:
-    "Turn this process, which has just been forked, into a kernel; returns when the kernel is shut down."
+    "Turn a freshly forked process into a kernel; return when the kernel is shut down."
     from ipykernel.kernelapp import IPKernelApp
 
     signal.set_wakeup_fd(-1)  # or a signal to this process would wake its parent's event loop
@@ -63,9 +65,9 @@ def become_kernel(
     asyncio.set_event_loop(asyncio.new_event_loop())
     IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={parent}"])
 
-
+# %% ../../nbs/book/50_kernels.ipynb #forked-process
 class ForkedProcess:
-    "A process of `multiprocessing` under the names of `subprocess.Popen`, which Jupyter uses."
+    "A process of `multiprocessing` with those names of `subprocess.Popen` that Jupyter uses."
     stdin = stdout = stderr = None
 
     def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
@@ -73,11 +75,11 @@ class ForkedProcess:
         self.kill, self.terminate = process.kill, process.terminate
 
     def poll(self) -> int | None:
-        "Its exit code; None while it runs."
+        "Return its exit code; None while it runs."
         return self.process.exitcode
 
     def wait(self) -> int | None:
-        "Its exit code, once it has one."
+        "Wait for its end, and return its exit code."
         self.process.join()
         return self.process.exitcode
 
@@ -86,25 +88,18 @@ class ForkedProcess:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-
+# %% ../../nbs/book/50_kernels.ipynb #forked-provisioner
 class ForkedProvisioner(LocalProvisioner):
-    "Starts a kernel as a fork of this process, and talks to it through files: of ports, two kernels that start at one moment, of two processes, may be given the same."
+    "Start a kernel as a fork of this process, and talk to it through files."
 
     sockets: str | None = None   # the folder of these files
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        "Choose where the kernel will listen; a short path, since a socket's may have about a hundred characters."
+        "Choose where the kernel listens: a short path, since a socket's may have about a hundred characters."
         if self.sockets is None and self.parent is not None:
             self.sockets = tempfile.mkdtemp(prefix="kernel")
             self.parent.transport, self.parent.ip = "ipc", os.path.join(self.sockets, "socket")
         return await super().pre_launch(**kwargs)
-
-    async def cleanup(self, restart: bool = False) -> None:
-        "Remove the files, once the kernel has ended for good."
-        await super().cleanup(restart)
-        if self.sockets and not restart:
-            shutil.rmtree(self.sockets, ignore_errors=True)
-            self.sockets = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         "Fork a kernel that listens where the connection file says; one that isn't Python's starts as always."
@@ -112,9 +107,16 @@ class ForkedProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         arguments, parent = cmd[cmd.index(LAUNCHER) + 1:], os.getpid()
         environment = {**(kwargs.get("env") or os.environ), "JPY_PARENT_PID": str(parent)}
-        process = multiprocessing.get_context("fork").Process(
-            target=become_kernel, args=(arguments, kwargs.get("cwd"), environment, parent))
+        given = arguments, kwargs.get("cwd"), environment, parent
+        process = multiprocessing.get_context("fork").Process(target=become_kernel, args=given)
         process.start()
         self.process = ForkedProcess(process)
         self.pid = self.pgid = process.pid
         return self.connection_info
+
+    async def cleanup(self, restart: bool = False) -> None:
+        "Remove the files, once the kernel has ended for good."
+        await super().cleanup(restart)
+        if self.sockets and not restart:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.sockets = None

@@ -50,7 +50,8 @@ def only_imports(source: str) -> bool:
         statements = ast.parse(source).body
     except SyntaxError:
         return False
-    return bool(statements) and all(isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements)
+    imports = [isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements]
+    return bool(imports) and all(imports)
 
 
 def log_lines(cell: NotebookNode) -> int:
