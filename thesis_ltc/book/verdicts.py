@@ -72,7 +72,7 @@ def unusual_values(part: pd.DataFrame) -> dict[str, Any]:
             values[name] = value
     return values
 
-
+# %% ../../nbs/book/30_verdicts.ipynb #applies-to
 def applies_to(name: str, text: str) -> str:
     "What a fixed value applies to, in parentheses; empty if that is clear."
     if name == "width":
@@ -170,13 +170,17 @@ def finding_line(plan: dict[str, Any], common: str, group: pd.DataFrame) -> str:
     values = group[factor].map(factor_text)
     names = values if factor == "head" else f"{factor} " + values
     means = group.groupby(names)[f"best_test_{metric}"].mean()
-    best = f"{common}: {NAMES[metric]} from {means.min():.3f} (`{means.idxmin()}`) to {means.max():.3f} (`{means.idxmax()}`)"
-    contrasts = [contrast_sentence(group, pair, plan["margin"])
-                 for pair in [plan["primary"], *(plan.get("secondary") or [])] if is_planned(plan, group, pair)]
+    lowest, highest = (f"{means[name]:.3f} (`{name}`)" for name in (means.idxmin(), means.idxmax()))
+    best = f"{common}: {NAMES[metric]} from {lowest} to {highest}"
+    contrasts = [
+        contrast_sentence(group, pair, plan["margin"])
+        for pair in [plan["primary"], *(plan.get("secondary") or [])]
+        if is_planned(plan, group, pair)
+    ]
     parts = [best + baseline_text(metric, group), "; ".join(contrasts), *one_class_texts(group)]
     return "; ".join(filter(None, parts))
 
-
+# %% ../../nbs/book/30_verdicts.ipynb #baseline
 def baseline_text(metric: str, group: pd.DataFrame) -> str:
     "What a guess without looking would score; empty for other scores than accuracy and AUC."
     if metric == "accuracy":
@@ -186,7 +190,10 @@ def baseline_text(metric: str, group: pd.DataFrame) -> str:
 
 def majority_baseline(records: pd.DataFrame) -> str:
     "Share of the commonest class among the test images, or its range over several splits."
-    shares = [confusion_of(records.iloc[[row]]).sum(1).max() / records.test_images.iloc[row] for row in range(len(records))]
+    shares = [
+        confusion_of(records.iloc[[row]]).sum(1).max() / records.test_images.iloc[row]
+        for row in range(len(records))
+    ]
     if max(shares) - min(shares) < 5e-4:
         return f"{shares[0]:.3f}"
     return f"{min(shares):.3f} to {max(shares):.3f}, depending on the split"
@@ -197,7 +204,8 @@ def one_class_texts(group: pd.DataFrame) -> list[str]:
     texts = []
     for head, count in group[group.one_class.astype(bool)].groupby("head").seed.count().items():
         of_all = int((group["head"] == head).sum())
-        texts.append(f"{count} of the {of_all} runs of `{head}` give{'s' * (count == 1)} all pictures the same class")
+        texts.append(
+            f"{count} of the {of_all} runs of `{head}` give{'s' * (count == 1)} all pictures the same class")
     return texts
 
 
@@ -211,7 +219,8 @@ def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:
 def study_paragraph(plan: dict[str, Any], part: pd.DataFrame) -> str:
     "What a study asks, what it expects, and what it found, as Markdown."
     margin = plan["margin"]
-    expected = f"*Expected:* {plan['hypothesis']} A difference of {margin['value']:g} in {NAMES[margin['metric']]} would matter."
+    matters = f"A difference of {margin['value']:g} in {NAMES[margin['metric']]} would matter."
+    expected = f"*Expected:* {plan['hypothesis']} {matters}"
     return f"{study_question(plan, part)} {expected} {finding(plan, part)}"
 
 

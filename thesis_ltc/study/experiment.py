@@ -32,7 +32,7 @@ from ..training.trunk import Trunk, read_trunk
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-error
 class ExperimentError(ValueError):
-    "An experiment with impossible values; the message says what was got, what was expected and what there is."
+    "An experiment with impossible values; the message says what was got and what was expected."
 
 
 def value(default: Any, meaning: str) -> Any:
@@ -47,7 +47,8 @@ class ImageFields:
     data: str = value(
         "covid-ct", "image set: digits, fashion-mnist, covid-ct, or a name for your own")
     folder: str | None = value(
-        None, "where the images lie; by default below THESIS_LTC_DATA. Not part of the id, which has the images' own hash")
+        None, "where the images lie; by default below THESIS_LTC_DATA. "
+              "Not part of the id, which has the images' own hash")
     split: str = value(
         "patient", "train, val and test: official, or drawn by patient; slice is the report's")
     repeat: int = value(
@@ -67,7 +68,8 @@ class ModelFields(ImageFields):
     "Which network reads them."
 
     head: str = value(
-        "fc", "a name of the table of heads, or a sentence shrink | scan | project | normalise | circuit | readout")
+        "fc", "a name of the table of heads, "
+              "or a sentence shrink | scan | project | normalise | circuit | readout")
     image_size: int = value(224, "side of the square that the network sees, in pixels")
     augment: bool = value(True, "crop, turn, flip, blur and disturb training images, as the report does")
     backbone: str = value(
@@ -100,7 +102,8 @@ class ModelFields(ImageFields):
 class Experiment(ModelFields):
     """Data, head, setting and factors: all that decides a result, apart from the seed.
 
-    Raises: ExperimentError for a value of the wrong type or out of range; HeadError for a head that can't be read.
+    Raises: ExperimentError for a value of the wrong type or out of range;
+        HeadError for a head that can't be read.
     """
 
     setting: int = value(
@@ -116,7 +119,8 @@ class Experiment(ModelFields):
     precision: str = value(
         "auto", "of the backbone: float32, bfloat16, or auto, which takes bfloat16 where the hardware has it")
     memory_format: str = value(
-        "channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, or contiguous")
+        "channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, "
+                         "or contiguous")
     device: str = value("auto", "cpu, cuda, or auto, which takes a GPU where there is one")
     threads: int | None = value(
         None, "CPU threads; by default all cores. Part of a run's identity: sums are ordered by them")
@@ -138,7 +142,8 @@ FIELDS = {field.name: field.metadata["meaning"] for field in fields(Experiment)}
 OF_IMAGES = tuple(field.name for field in fields(ImageFields) if field.name != "limit")
 
 # %% ../../nbs/study/10_experiment.ipynb #of-kind
-KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
+KIND_NAMES = {
+    str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
 
 
 def of_kind(name: str, given: Any, kind: Any) -> Any:
@@ -163,7 +168,8 @@ def refuse_unknown(
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ExperimentError(f"there is no parameter {str(name)[:80]!r}; {hint}there are: {' '.join(known)}")
+            raise ExperimentError(
+                f"there is no parameter {str(name)[:80]!r}; {hint}there are: {' '.join(known)}")
 
 # %% ../../nbs/study/10_experiment.ipynb #check-ranges
 POSITIVE = ("limit", "width", "unfolds", "passes", "batch_size", "learning_rate", "circuit_learning_rate",
@@ -245,7 +251,8 @@ def fields_without_effect(experiment: Experiment, sentence: Sentence) -> list[st
         "circuit_learning_rate": experiment.circuit_learning_rate == rate,
     }
     known = circuit_fields(sentence)
-    return [name for name in OF_A_CIRCUIT if name not in known] + [name for name, holds in idle.items() if holds]
+    unknown = [name for name in OF_A_CIRCUIT if name not in known]
+    return unknown + [name for name, holds in idle.items() if holds]
 
 # %% ../../nbs/study/10_experiment.ipynb #resolved
 def resolved(experiment: Experiment) -> Experiment:
@@ -318,7 +325,7 @@ class ResolvedExperiment:
 
 
 def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
-    "Fill in what follows from setting, machine and images, and read the trunk; raises TrunkError if it is missing."
+    "Fill in what follows from setting, machine and images, and read the trunk; TrunkError if it is missing."
     filled = resolved(experiment)
     sentence = with_factors(find_head(filled.head), filled.normaliser, filled.readout)
     trunk = None if filled.trunk is None else read_trunk(filled.trunk)
@@ -326,8 +333,9 @@ def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
     return ResolvedExperiment(filled, sentence, trunk, len(data.classes), data.digest, identifier)
 
 # %% ../../nbs/study/10_experiment.ipynb #build-model
-MODEL_OPTIONS = ("image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "normaliser", "wiring_seed",
-                 "density", "readout", "dropout", "allow_upsampling")
+MODEL_OPTIONS = (
+    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "normaliser", "wiring_seed",
+    "density", "readout", "dropout", "allow_upsampling")
 
 
 def build_model(experiment: Experiment, classes: int, seed: int | None) -> Classifier:

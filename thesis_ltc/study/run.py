@@ -9,9 +9,10 @@ __all__ = ['FITTING', 'Echo', 'load_images', 'check_images', 'run', 'run_seeds',
            'predict_twice', 'make_record', 'trunk_record']
 
 # %% ../../nbs/study/30_run.ipynb #imports
+import copy
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..data.audit import gate
 from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier, macs, parameter_counts
 from ..heads.memory import durations, travelled
+
+# %% ../../nbs/study/30_run.ipynb #study-imports
 from thesis_ltc.study.experiment import (
     OF_IMAGES,
     Experiment,
@@ -62,7 +65,15 @@ from thesis_ltc.study.record import (
     record_values,
     write_record,
 )
-from ..training.checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
+from thesis_ltc.training.checkpoint import (
+    PATIENCE,
+    RunIsBusy,
+    Status,
+    load_model,
+    now,
+    run_lock,
+    save_tensors,
+)
 from thesis_ltc.training.loop import (
     Images,
     Interrupted,
@@ -178,13 +189,14 @@ def run_all(
     data: ImageSet | None = None,
     echo: Echo | None = None,
 ) -> list[dict[str, Any]]:            # a record a seed
-    "As `run_seeds`; raises SeedsFailed at the end if a seed failed, and ValueError at once for a head that can't be."
+    "As `run_seeds`; SeedsFailed at the end if a seed failed, ValueError at once for an impossible head."
     check_head(experiment)
     outcomes = run_seeds(experiment, seeds, directory, data=data, echo=echo)
     failures = {seed: found for seed, found in outcomes.items() if isinstance(found, Exception)}
     if failures:
         said = "; ".join(f"seed {seed}: {type(error).__name__}: {error}" for seed, error in failures.items())
-        raise SeedsFailed(f"{len(failures)} of {len(seeds)} seeds failed: {said}") from next(iter(failures.values()))
+        first = next(iter(failures.values()))
+        raise SeedsFailed(f"{len(failures)} of {len(seeds)} seeds failed: {said}") from first
     return list(outcomes.values())
 
 # %% ../../nbs/study/30_run.ipynb #read-outcome
@@ -204,7 +216,8 @@ def read_outcome(folder: Path, job: ResolvedExperiment) -> dict[str, Any] | Expe
             wrong.append(f"{name} is {got!r}, not {expected!r}")
     if wrong:
         said = "; ".join(wrong[:3])
-        return ExperimentError(f"{path} is not the record of this run: {said}; delete {folder} to run it again")
+        return ExperimentError(
+            f"{path} is not the record of this run: {said}; delete {folder} to run it again")
     return record_values(record)
 
 
@@ -236,7 +249,7 @@ class Block:
         "Directory of a run."
         return self.place / f"seed{seed}"
 
-
+# %% ../../nbs/study/30_run.ipynb #train-blocks
 def train_missing(
     job: ResolvedExperiment, seeds: list[int], place: Path, data: ImageSet, echo: Echo | None,
 ) -> dict[int, Exception]:
@@ -275,7 +288,7 @@ def make_block(
     together = [seed for seed in seeds if seed // size == seeds[0] // size]
     return Block(job, together, place, data, learner, models, echo)
 
-
+# %% ../../nbs/study/30_run.ipynb #run-block
 def run_block(block: Block) -> dict[int, Exception]:
     "Hold the directories of those seeds that nobody else holds, and train them; what ended each that failed."
     failures: dict[int, Exception] = {}
@@ -348,7 +361,6 @@ def prepare(block: Block, seeds: list[int], check: Callable[[], None]) -> Prepar
 # %% ../../nbs/study/30_run.ipynb #measure-start
 def measure_start(prepared: Prepared, job: ResolvedExperiment, seed: int) -> Start:
     "Measure a model before training, on a copy, since measuring settles normalisers."
-    import copy
 
     model = copy.deepcopy(prepared.models[seed]).eval()
     memory = validation_memory(model, prepared.limited, job.recipe(seed), prepared.inputs)
@@ -390,7 +402,7 @@ def train_seeds(
         raise
     return failures
 
-
+# %% ../../nbs/study/30_run.ipynb #make-training
 def make_training(block: Block, prepared: Prepared, seed: int, status: Status) -> Training:
     "The training of a seed, which writes its status and calls `echo` after each epoch."
     def begin(epochs: int) -> None:
@@ -417,7 +429,9 @@ def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: 
         status.write("interrupted" if wanted else "failed", epochs, said)
 
 # %% ../../nbs/study/30_run.ipynb #finish
-def finish(job: ResolvedExperiment, prepared: Prepared, training: Training, check: Callable[[], None]) -> None:
+def finish(
+    job: ResolvedExperiment, prepared: Prepared, training: Training, check: Callable[[], None],
+) -> None:
     "Test at the last epoch and at the best, and write predictions, curves, weights, and last the record."
     folder, history, data = training.folder, training.history, prepared.limited
     model, best = prepared.models[training.recipe.seed], best_epoch([row["val_loss"] for row in history])
@@ -438,8 +452,10 @@ def predict_twice(
     data, history = prepared.limited, training.history
 
     def everything() -> dict[str, Tensor]:
-        return {split: predict(training.model, data, data.rows(split), training.recipe, check, prepared.inputs)
-                for split in SPLITS}
+        return {
+            split: predict(training.model, data, data.rows(split), training.recipe, check, prepared.inputs)
+            for split in SPLITS
+        }
 
     last = everything()
     load_best(training.folder, history, training.model)

@@ -77,7 +77,7 @@ def run_places(plan: dict[str, Any]) -> list[str]:
     trunk = [plan["trunk"]] if plan.get("trunk") else []
     return trunk + [f"{cell['id']}/seed{seed}" for cell in plan["cells"] for seed in cell["seeds"]]
 
-
+# %% ../../nbs/study/70_shelf.ipynb #write-shelf
 def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
     "Write the files of a published study from the directories of its runs."
     lines, histories, outputs = [], [], []
@@ -143,7 +143,8 @@ class Shelf:
     def history(self, identifier: str, seed: int) -> pd.DataFrame:
         "The curves of one run."
         table = self.histories
-        return table[(table.id == identifier) & (table.seed == seed)].drop(columns=["id", "seed"]).reset_index(drop=True)
+        rows = table[(table.id == identifier) & (table.seed == seed)]
+        return rows.drop(columns=["id", "seed"]).reset_index(drop=True)
 
     @cached_property
     def predictions(self) -> pd.DataFrame | None:
