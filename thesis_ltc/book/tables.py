@@ -189,9 +189,9 @@ def leaderboard_page(
     factors = [name for name in varied_factors(records) if name not in (*LABELS, *REPLICATES)]
     if len(factors) > MANY:
         table, factors = in_one_column(table, factors), ["differs in"]
-    wanted = [name for name in (*LABELS, *factors, *BRIEF) if name in table] if brief else list(table)
+    columns = [name for name in (*LABELS, *factors, *BRIEF) if name in table] if brief else list(table)
     same = [name for name in ("data", "setting", "device") if table[name].nunique() == 1]
-    table = table[[name for name in wanted if name not in same]]
+    table = table[[name for name in columns if name not in same]]
     scores = [name for name in table if name.removeprefix(LAST) in SHOWN.values()]
     page = page_table(table, links=["head", "parameters", *scores]).format(two_lines, subset=scores)
     if "differs in" not in table:

@@ -47,7 +47,7 @@ class Replay:
     torch: str = ""             # version here
     commit: str | None = None   # of this code
     when: str = ""              # ISO 8601
-    explanation: str = ""       # why it differs, where somebody found out
+    explanation: str = ""       # why it differs, if that is known
 
 
 class NotCheckable(Exception):

@@ -146,17 +146,17 @@ KIND_NAMES = {
     str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
 
 
-def of_kind(name: str, given: Any, kind: Any) -> Any:
+def of_kind(name: str, found: Any, kind: Any) -> Any:
     "A value that has the type of its field; an int becomes a float where one is expected."
     kinds = get_args(kind) or (kind,)
-    if type(given) in kinds:
-        return given
-    if type(given) is int and float in kinds:
-        return float(given)
+    if type(found) in kinds:
+        return found
+    if type(found) is int and float in kinds:
+        return float(found)
     expected = " or ".join(KIND_NAMES[k] for k in kinds)
-    is_exponent = isinstance(given, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", given)
+    is_exponent = isinstance(found, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", found)
     hint = "; YAML takes 1e-4 for text, write 1.0e-4" if is_exponent else ""
-    raise ExperimentError(f"{name} is {given!r}, but must be {expected}: {FIELDS[name]}{hint}")
+    raise ExperimentError(f"{name} is {found!r}, but must be {expected}: {FIELDS[name]}{hint}")
 
 
 def refuse_unknown(
@@ -257,14 +257,14 @@ def fields_without_effect(experiment: Experiment, sentence: Sentence) -> list[st
 # %% ../../nbs/study/10_experiment.ipynb #resolved
 def resolved(experiment: Experiment) -> Experiment:
     "The experiment with the values of its setting and of this machine filled in."
-    setting, usual = vars(SETTINGS[experiment.setting]), Experiment()
+    setting, defaults = vars(SETTINGS[experiment.setting]), Experiment()
     filled = {name: chosen for name, chosen in setting.items() if getattr(experiment, name) is None}
     device = resolve_device("auto") if experiment.device == "auto" else experiment.device
     if device == "cuda" and experiment.precision == "auto" and not torch.cuda.is_available():
         raise ExperimentError("precision is auto, which follows from the GPU, but none is here; "
                               "name it: precision=bfloat16")
     for name in fields_without_effect(experiment, find_head(experiment.head)):
-        filled[name] = getattr(usual, name)
+        filled[name] = getattr(defaults, name)
     has_backbone = experiment.backbone != "none"
     precision = resolve_precision(experiment.precision, device) if has_backbone else "float32"
     threads = experiment.threads or os.cpu_count() or 1

@@ -81,7 +81,7 @@ def plan_cell(job: ResolvedExperiment, values: dict[str, Any], study: Study) -> 
 
 
 def notebook_values(job: ResolvedExperiment, runs: Path) -> dict[str, Any]:
-    "The values of an experiment as its notebook is given them: paths are absolute."
+    "The values of an experiment for its notebook, with absolute paths."
     folder = job.experiment.folder
     where = {"folder": str(Path(folder).expanduser().resolve())} if folder else {}
     return vars(job.experiment) | where | {"runs": str(runs.resolve())}

@@ -215,7 +215,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def check_record(record: Record) -> Record:
-    "The record itself; raises RecordError for what types alone don't tell."
+    "The record itself; raises RecordError for contradictions that types alone don't show."
     import datetime
 
     classes = len(record.data.classes)

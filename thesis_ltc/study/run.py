@@ -120,7 +120,7 @@ def check_images(experiment: Experiment, data: ImageSet) -> ImageSet:
     return gate(data.divided(data.split, data.split_name, experiment.accept_leakage))
 
 # %% ../../nbs/study/30_run.ipynb #run
-Echo = Callable[[list[dict]], None]   # is given a history after each of its epochs
+Echo = Callable[[list[dict]], None]   # called with the history after each epoch
 
 
 def run(
@@ -290,22 +290,22 @@ def make_block(
 
 # %% ../../nbs/study/30_run.ipynb #run-block
 def run_block(block: Block) -> dict[int, Exception]:
-    "Hold the directories of those seeds that nobody else holds, and train them; what ended each that failed."
+    "Lock the directories of seeds that no other process holds, and train them; what ended each that failed."
     failures: dict[int, Exception] = {}
     end = time.monotonic() + PATIENCE
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for seed in block.seeds:
             try:
-                held.enter_context(run_lock(block.folder(seed), max(0.0, end - time.monotonic())))
+                stack.enter_context(run_lock(block.folder(seed), max(0.0, end - time.monotonic())))
             except RunIsBusy as error:
                 failures[seed] = error
         ours = [seed for seed in block.seeds if seed not in failures]
         waiting = [seed for seed in ours if not (block.folder(seed) / "record.json").exists()]
         if waiting:
             experiment = block.job.experiment
-            check = held.enter_context(interruptible())
-            held.enter_context(reproducible(experiment.threads))
-            show = held.enter_context(progress(seeds_title(waiting), experiment.epochs))
+            check = stack.enter_context(interruptible())
+            stack.enter_context(reproducible(experiment.threads))
+            show = stack.enter_context(progress(seeds_title(waiting), experiment.epochs))
             failures |= train_seeds(block, waiting, check, show)
         for seed in ours:
             if seed not in failures:
@@ -324,7 +324,7 @@ class Start:
 
 @dataclass(eq=False)
 class Prepared:
-    "Models of a block, ready to be trained, and what they are given."
+    "Models of a block, ready to be trained, and their inputs."
 
     models: dict[int, Classifier]
     inputs: Images                   # images, or the maps of a trunk
@@ -376,7 +376,7 @@ def train_seeds(
     check: Callable[[], None],           # raises Interrupted to stop
     show: Callable[[Histories], None],
 ) -> dict[int, Exception]:               # of each seed that failed, why
-    "Train seeds from where they stand, and write what a run leaves; each status tells how its seed ended."
+    "Train seeds from their last whole epoch, and write results; each status says how its seed ended."
     statuses = {seed: Status(block.folder(seed), block.job.experiment.epochs) for seed in seeds}
     for status in statuses.values():
         status.folder.mkdir(parents=True, exist_ok=True)
@@ -386,8 +386,8 @@ def train_seeds(
     try:
         prepared = prepare(block, seeds, check)
         trainings += [make_training(block, prepared, seed, statuses[seed]) for seed in seeds]
-        tell = show if block.echo is None else (lambda histories: None)
-        fit_all(trainings, prepared.limited, check, prepared.inputs, block.learner, tell)
+        report = show if block.echo is None else (lambda histories: None)
+        fit_all(trainings, prepared.limited, check, prepared.inputs, block.learner, report)
         for seed, training in zip(seeds, trainings, strict=True):
             error = training.failure
             if error is None:
@@ -418,15 +418,15 @@ def make_training(block: Block, prepared: Prepared, seed: int, status: Status) -
 
 
 def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: Sequence[Training]) -> None:
-    "Write into the status of each seed that is on its way how it was ended."
-    wanted = isinstance(error, Interrupted | KeyboardInterrupt)
+    "Write into the status of each unfinished seed how it was ended."
+    is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
     done = {training.recipe.seed: len(training.history) for training in trainings}
     for seed, status in statuses.items():
         epochs = done.get(seed, 0)
         said = f"{type(error).__name__}: {error}"
-        if wanted:
+        if is_stop:
             said = f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {epochs}"
-        status.write("interrupted" if wanted else "failed", epochs, said)
+        status.write("interrupted" if is_stop else "failed", epochs, said)
 
 # %% ../../nbs/study/30_run.ipynb #finish
 def finish(

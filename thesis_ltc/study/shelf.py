@@ -88,10 +88,10 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
         histories.append(read_history(run).assign(**key))
         if (run / PREDICTIONS).exists():
             outputs.append(shelf_predictions(pd.read_parquet(run / PREDICTIONS)).assign(**key))
-    kept = {key: value for key, value in plan.items() if key not in PRIVATE}
+    public = {key: value for key, value in plan.items() if key not in PRIVATE}
     for part in ("fixed", "overrides"):
-        kept[part] = {key: value for key, value in kept.get(part, {}).items() if key != "folder"}
-    write_json(folder / PLAN, kept)
+        public[part] = {key: value for key, value in public.get(part, {}).items() if key != "folder"}
+    write_json(folder / PLAN, public)
     atomic_write(folder / RECORDS, "".join(lines))
     write_table(folder / HISTORIES, histories)
     if outputs:
