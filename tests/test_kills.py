@@ -19,7 +19,6 @@ from thesis_ltc.training.checkpoint import load_tensors, read_status
 
 EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
-TOO_LATE = "the process ended before it could be killed"
 IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
 
 
@@ -30,7 +29,8 @@ def train(directory: str, slow_disk: float) -> None:
     """
     from thesis_ltc.study import Experiment, run
 
-    import_module("thesis_ltc.study.run").PATIENCE = 240.0  # a second runner waits for the first, on a busy machine too
+    # A second runner waits for the first, on a busy machine too.
+    import_module("thesis_ltc.study.run").PATIENCE = 240.0
     flush = os.fsync
     os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
 
@@ -53,9 +53,7 @@ def processes():
 def expected(processes, tmp_path_factory):
     "What the run leaves when nobody disturbs it."
     directory = tmp_path_factory.mktemp("undisturbed")
-    process = processes.Process(target=train, args=(str(directory), 0.0))
-    process.start(), process.join()
-    assert process.exitcode == 0
+    train_undisturbed(processes, directory)
     return outcome(directory)
 
 
@@ -98,11 +96,6 @@ def epochs_done(directory: Path) -> int:
     return len(load_tensors(folder / "checkpoint.safetensors")[1]["history"])
 
 
-def is_beyond(directory: Path, epoch: int) -> bool:
-    "Whether the checkpoint holds more epochs than that."
-    return epochs_done(directory) > epoch
-
-
 def is_training(directory: Path, process) -> bool:
     "Whether this very process, and no earlier one, has begun to train."
     folder = seed_folder(directory)
@@ -124,42 +117,53 @@ def is_finishing(directory: Path, process) -> bool:
     return folder is not None and any(list(folder.glob(f".{name}.{process.pid}.tmp")) for name in names)
 
 
+EARLY = "the process ended before it could be killed"
+
+
+def reached(kind: str, directory: Path, process, before: int):
+    "A function that says whether the instant for a kill has come; `before`: epochs that were safe."
+    return {
+        "after": lambda: epochs_done(directory) > before,
+        "writing": lambda: is_writing(directory, process),
+        "anywhere": lambda: True,
+        "at the end": lambda: is_finishing(directory, process),
+    }[kind]
+
+
+def train_undisturbed(processes, directory: Path) -> None:
+    "Train to the end, and wait for it."
+    process = processes.Process(target=train, args=(str(directory), 0.0))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path):
     "6 after a checkpoint, 4 while one is written, 3 anywhere, 2 between the last epoch and the record."
-    kills = {"after": 0, "writing": 0, "anywhere": 0, "at the end": 0}
-    wanted = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
+    kinds = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
     dice = random.Random(0)
-    for kind in wanted:
+    for kind in kinds:
         before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.05
         process = processes.Process(target=train, args=(str(tmp_path), slow))
         process.start()
-        assert wait_until(partial(is_training, tmp_path, process), process), TOO_LATE
+        assert wait_until(partial(is_training, tmp_path, process), process), EARLY
         if kind == "anywhere":
             time.sleep(dice.uniform(0, 0.15))
-        instants = {
-            "after": partial(is_beyond, tmp_path, before),
-            "writing": partial(is_writing, tmp_path, process),
-            "anywhere": lambda: True,
-            "at the end": partial(is_finishing, tmp_path, process),
-        }
-        assert wait_until(instants[kind], process), f"{TOO_LATE} ({kind})"
+        assert wait_until(reached(kind, tmp_path, process, before), process), f"{EARLY} ({kind})"
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        kills[kind] += 1
         assert epochs_done(tmp_path) >= before, "a kill lost an epoch that was safe"
         status = read_status(seed_folder(tmp_path))
         assert status["state"] == "killed" and before <= status["epoch"] <= EPOCHS, status
-    assert kills == {"after": 6, "writing": 4, "anywhere": 3, "at the end": 2}, kills
-    process = processes.Process(target=train, args=(str(tmp_path), 0.0))
-    process.start(), process.join()
+    train_undisturbed(processes, tmp_path)
     assert outcome(tmp_path) == expected
 
 
 def papermill(directory: Path) -> subprocess.Popen:
     values = [part for name, value in VALUES.items() for part in ("-p", name, str(value))]
-    notebooks = ["nbs/experiments/run.ipynb", str(directory / "out.ipynb")]
-    command = [sys.executable, "-m", "papermill", *notebooks, *values, "-p", "runs", str(directory)]
+    command = [sys.executable, "-m", "papermill", "nbs/experiments/run.ipynb", str(directory / "out.ipynb"),
+               *values, "-p", "runs", str(directory)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -168,7 +172,7 @@ def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path):
     for number in range(6):
         process = papermill(tmp_path)
         before = epochs_done(tmp_path)
-        assert wait_until(partial(is_beyond, tmp_path, before), process), TOO_LATE
+        assert wait_until(reached("after", tmp_path, process, before), process), EARLY
         kernel = psutil.Process(process.pid).children()[0]
         (kernel if number % 2 else process).kill()
         process.wait()  # without its kernel, papermill gives up by itself
@@ -181,14 +185,14 @@ def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):
     process = processes.Process(target=train, args=(str(tmp_path), 0.02))
     process.start()
     assert wait_until(lambda: epochs_done(tmp_path) >= 2, process)
-    process.terminate(), process.join()
+    process.terminate()
+    process.join()
     status = read_status(seed_folder(tmp_path))
     assert process.exitcode == 1 and status["state"] == "interrupted"
     assert status["epoch"] >= 2
     assert f"the same command goes on after epoch {status['epoch']}" in status["message"]
     assert epochs_done(tmp_path) == status["epoch"]
-    process = processes.Process(target=train, args=(str(tmp_path), 0.0))
-    process.start(), process.join()
+    train_undisturbed(processes, tmp_path)
     assert outcome(tmp_path) == expected
 
 

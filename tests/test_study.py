@@ -1,7 +1,7 @@
-"""A study, really run by Snakemake: what fails, what is repeated, what a stop leaves, and how a cluster would get it."""
+"""Studies run by Snakemake: failures, repeats, stops, and the command for a cluster."""
+import re
 import shutil
 import signal
-import re
 import subprocess
 import sys
 import time
@@ -11,8 +11,8 @@ import psutil
 import pytest
 from conftest import ROOT, TINY
 
-from thesis_ltc.study import runner
 from thesis_ltc.core.files import write_json
+from thesis_ltc.study import runner
 from thesis_ltc.study.definition import Study
 from thesis_ltc.study.plan import make_plan, states
 
@@ -21,8 +21,9 @@ FIXED = {name: value for name, value in TINY.items() if name not in ("data", "he
 
 
 def plan_in(runs: Path, heads: list[str], seeds: int, **fixed) -> dict:
-    "A study of some heads on digits, planned in a folder of its own."
-    study = Study("small", "Is it?", "It is.", {"metric": "accuracy", "value": 0.02}, heads[:2], {"head": heads}, seeds, FIXED | fixed, "digits")
+    "The plan of a study of some heads on digits."
+    margin, vary = {"metric": "accuracy", "value": 0.02}, {"head": heads}
+    study = Study("small", "Is it?", "It is.", margin, heads[:2], vary, seeds, FIXED | fixed, "digits")
     return make_plan(study, runs)
 
 
@@ -35,18 +36,21 @@ def state_of(plan: dict) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
     "A study of two heads that work and one whose 16 rows don't exist at 112 px, after its first start."
-    plan = plan_in(tmp_path_factory.mktemp("study") / "runs", ["fc", "ncp-z", "ncp-y-double"], 2, epochs=1, image_size=112)
+    runs = tmp_path_factory.mktemp("study") / "runs"
+    plan = plan_in(runs, ["fc", "ncp-z", "ncp-y-double"], 2, epochs=1, image_size=112)
     return plan, runner.start(plan)
 
 
 def records(plan: dict) -> dict[str, int]:
     "When each record was written."
-    return {str(path.relative_to(plan["runs"])): path.stat().st_mtime_ns for path in Path(plan["runs"]).glob("*/seed*/record.json")}
+    paths = Path(plan["runs"]).glob("*/seed*/record.json")
+    return {str(path.relative_to(plan["runs"])): path.stat().st_mtime_ns for path in paths}
 
 
 def test_a_failing_experiment_leaves_its_page_and_stops_nobody(halfway, capfd):
     plan, complete = halfway
-    assert not complete and state_of(plan) == {"fc": ["done"] * 2, "ncp-z": ["done"] * 2, "ncp-y-double": ["failed"] * 2}
+    assert not complete
+    assert state_of(plan) == {"fc": ["done"] * 2, "ncp-z": ["done"] * 2, "ncp-y-double": ["failed"] * 2}
     failed = next(cell["id"] for cell in plan["cells"] if cell["head"] == "ncp-y-double")
     page = (Path(plan["runs"]) / failed / "run.ipynb").read_text()
     assert "UpsamplingError" in page and "the map at 112 px has 13" in page
@@ -73,7 +77,7 @@ def test_nothing_is_started_when_all_is_there(halfway, tmp_path):
     assert runner.start(finished) and time.monotonic() - began < 5 and log.stat().st_mtime_ns == before
 
 
-def test_what_a_job_said_that_ended_before_its_run_is_told(tmp_path, capfd):
+def test_the_log_of_a_job_that_ended_before_its_run_is_shown(tmp_path, capfd):
     plan = plan_in(tmp_path / "runs", ["fc"], 1, epochs=1)
     folder = Path(plan["runs"]) / plan["cells"][0]["id"]
     python = tmp_path / "python"
@@ -84,9 +88,17 @@ def test_what_a_job_said_that_ended_before_its_run_is_told(tmp_path, capfd):
     assert f"the end of {folder / 'run.log'}:\nRuntimeError: the kernel is ill" in capfd.readouterr().err
 
 
+START = """
+from thesis_ltc.study import runner
+from thesis_ltc.study.plan import load_plans
+(plan,) = load_plans({runs!r})
+runner.start(plan)
+"""
+
+
 def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
     plan = plan_in(tmp_path / "runs", ["fc"], 2, epochs=30)
-    code = f"from thesis_ltc.study import runner; from thesis_ltc.study.plan import load_plans; (plan,) = load_plans({plan['runs']!r}); runner.start(plan)"
+    code = START.format(runs=plan["runs"])
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not (states(plan).query("state == 'running'").epoch >= 2).any():
@@ -97,20 +109,26 @@ def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143 and "the same command goes on from the last whole epochs" in said
     psutil.wait_procs(children, timeout=15)
-    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "jobs outlived their study"
+    alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not alive, "jobs outlived their study"
     stopped = states(plan).iloc[0]
-    assert stopped.state in ("interrupted", "killed") and stopped.epoch >= 2 and "the same command goes on" in stopped.message
+    assert stopped.state in ("interrupted", "killed") and stopped.epoch >= 2
+    assert "the same command goes on" in stopped.message
     assert runner.start(plan) and state_of(plan) == {"fc": ["done"] * 2}
 
 
 def test_the_slurm_profile_is_accepted(tmp_path):
     "A dry run: on a cluster this command would submit a job for each experiment."
-    command = [sys.executable, "-m", "thesis_ltc.cli", "study", "quick", "--set", "data=digits", "--set", "device=cpu", "--set", "precision=float32",
+    values = ["--set", "data=digits", "--set", "device=cpu", "--set", "precision=float32"]
+    command = [sys.executable, "-m", "thesis_ltc.cli", "study", "quick", *values,
                "--profile", "profiles/slurm", "--dry-run"]
     before = {path: path.stat().st_mtime_ns for path in ROOT.glob("runs/*")}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     after = {path: path.stat().st_mtime_ns for path in ROOT.glob("runs/*")}
-    assert after.keys() - {ROOT / "runs" / ".snakemake"} == before.keys() - {ROOT / "runs" / ".snakemake"}, "a rehearsal left something behind"
-    assert all(after[path] == before[path] for path in after if path.suffix == ".json"), "a rehearsal changed a plan"
-    assert "7 experiments, 14 runs" in result.stdout and len(re.findall(r"(?m)^would run digits_[\w-]+, seeds 0, 1$", result.stdout)) == 7
+    own = {ROOT / "runs" / ".snakemake"}   # where Snakemake keeps its notes
+    assert after.keys() - own == before.keys() - own, "a dry run left something behind"
+    changed = [path for path in after if path.suffix == ".json" and after[path] != before[path]]
+    assert not changed, "a dry run changed a plan"
+    assert "7 experiments, 14 runs" in result.stdout
+    assert len(re.findall(r"(?m)^would run digits_[\w-]+, seeds 0, 1$", result.stdout)) == 7

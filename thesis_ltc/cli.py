@@ -71,7 +71,7 @@ def parse_values(
         values[name] = value
     return values
 
-
+# %% ../nbs/cli/10_cli.ipynb #parse-list
 def parse_list(name: str, text: str) -> list[Any]:
     "The values of a list in brackets, whose texts need no quotes; raises UsageError for an empty place."
     parts = [part.strip() for part in text[1:-1].split(",")]
@@ -146,7 +146,7 @@ def run(values: VALUES = None, file: FILE = None, notebook: NOTEBOOK = None) -> 
         else:
             run_here(given)
 
-
+# %% ../nbs/cli/10_cli.ipynb #run-here
 def read_values(file: Path) -> dict[str, Any]:
     "The values in a JSON file; raises UsageError for something else."
     from thesis_ltc.core.files import read_json
@@ -216,7 +216,7 @@ def run_notebook(
         raise typer.Exit(1) from error
     print(f"executed: {page}")
 
-
+# %% ../nbs/cli/10_cli.ipynb #execute-notebook
 def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None:
     "Have papermill execute the experiment notebook; if its kernel never answered, again in a new kernel."
     import papermill
@@ -235,7 +235,7 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
         print_error(f"{error}; once more")
         execute_notebook(values, page, tries - 1)
 
-# %% ../nbs/cli/10_cli.ipynb #study
+# %% ../nbs/cli/10_cli.ipynb #study-options
 STUDY = Annotated[str, typer.Argument(
     help="A file in studies/, without .yaml, or a path.", show_default=False)]
 SET = Annotated[list[str] | None, typer.Option(
@@ -246,7 +246,7 @@ ESTIMATE = Annotated[bool, typer.Option(
     "--estimate", help="Measure for a moment how long the study would take here, and start nothing.")]
 PROFILE = Annotated[Path | None, typer.Option(help="Snakemake profile, such as profiles/slurm.")]
 
-
+# %% ../nbs/cli/10_cli.ipynb #study-command
 @app.command()
 def study(
     name: STUDY, set_: SET = None, watch: WATCH = False, dry_run: DRY_RUN = False, estimate: ESTIMATE = False,
@@ -269,7 +269,7 @@ def study(
             return print_dry_run(question, runs, profile)
         run_study(question, runs, profile)
 
-
+# %% ../nbs/cli/10_cli.ipynb #study-file
 def is_path(name: str) -> bool:
     "Whether a study is given by its file, not by its name."
     return name.endswith((".yaml", ".yml"))
@@ -324,7 +324,7 @@ def print_estimate(study: Any, runs: Path) -> None:
     text = estimate_text(estimate(study, runs), study)
     print(f"{study.name}: {study.question}\n{text}", flush=True)
 
-
+# %% ../nbs/cli/10_cli.ipynb #dry-run
 def print_dry_run(study: Any, runs: Path, profile: Path | None) -> None:
     "Print what a study would run, and end the command with Snakemake's status; no plan is left behind."
     from thesis_ltc.study import runner
@@ -370,7 +370,7 @@ def show(name: NAME, words: SPLIT_VALUES = None) -> None:
     with report_errors():
         print(describe_images(load_named(name, words)))
 
-
+# %% ../nbs/cli/10_cli.ipynb #describe-images
 def describe_images(images: Any) -> str:
     "An image set as text: how many of which class in which split, licence, notes, and what was left out."
     from thesis_ltc.data.packs import NO_SPLIT
@@ -440,7 +440,7 @@ def pack_path(name: str, to: Path | None) -> Path:
         raise UsageError(HIDDEN.format(folder=folder, name=name))
     return folder.with_name(f"{name}.zip")
 
-# %% ../nbs/cli/10_cli.ipynb #import
+# %% ../nbs/cli/10_cli.ipynb #import-options
 FOLDER = Annotated[Path, typer.Argument(
     help="Pictures in class/image or class/patient/image or with manifest.csv; volumes with volumes.csv.",
     show_default=False)]
@@ -459,7 +459,7 @@ PUBLISHABLE = Annotated[bool, typer.Option(
     "--publishable", help="State that the licence allows to show pictures.")]
 YES = Annotated[bool, typer.Option("--yes", help="Write without asking.")]
 
-
+# %% ../nbs/cli/10_cli.ipynb #import-command
 @data.command(name="import")
 def import_(
     folder: FOLDER, name: SET_NAME, to: TO = None,
@@ -514,7 +514,7 @@ def build(recipe: RECIPE, source: SOURCE, to: TO = None, partial: PARTIAL = Fals
         recipes.build(wanted, source, path)
         print(f"written: {path}\n{describe_images(read_pack(path, wanted.name))}")
 
-
+# %% ../nbs/cli/10_cli.ipynb #refuse-missing
 def refuse_missing(missing: list[str], has_some: bool, partial: bool) -> None:
     "Print sources that are missing, and end the command unless a part is there and was asked for."
     if not missing:

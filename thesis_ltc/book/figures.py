@@ -132,7 +132,7 @@ def draw_curves(
 def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     "Draw accuracy by epoch, a small figure for each head."
     history = common_epochs(history)
-    heads = in_order(history["head"])
+    heads = head_order(history["head"])
     columns = min(4, len(heads))
     rows = -(-len(heads) // columns)
     size = max(2.4, 1.85 * columns), 1.7 * rows + 0.2
@@ -253,7 +253,7 @@ def draw_travel(
     liquid = travels[travels.tensor.str.contains(".ltc.", regex=False) & (travels.start > 0)]
     names = liquid.tensor.str.replace(r"^.*\.ltc\.", "", regex=True)
     shares = (liquid.moved / liquid.start).groupby([liquid["head"], names]).median().unstack()
-    shares = shares.loc[in_order(shares.index)]
+    shares = shares.loc[head_order(shares.index)]
     figure, axis = plt.subplots(figsize=(2.2 + 0.42 * shares.shape[1], 1.1 + 0.28 * len(shares)))
     draw_percent(axis, shares, size=7)
     axis.set(xlabel="", ylabel="")

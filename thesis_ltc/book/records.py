@@ -11,7 +11,7 @@ __all__ = ['FACTORS', 'SCORES', 'SCORE_COLUMNS', 'COLUMNS', 'DEFAULTS', 'HISTORY
 # %% ../../nbs/book/10_records.ipynb #a9048f36
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ SCORE_COLUMNS = {   # column: epoch, split, score
     f"{when}_{split}_{score}": (when, split, score)
     for when in ("best", "last") for split in ("val", "test") for score in SCORES}
 COLUMNS = [
-    "id", "seed", *FACTORS, *SCORE_COLUMNS, "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses",
-    "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes", "device_kind", "device_name",
-    "torch_version", "commit", "replay", "explanation", "data_hash", "leaks", "classes", "train_images", "test_images", "one_class",
-    "finished", "place", "shelf", "record"]
+    "id", "seed", *FACTORS, *SCORE_COLUMNS, "best_epoch", "last_epoch", "stopped", "live", "dense",
+    "synapses", "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes", "device_kind",
+    "device_name", "torch_version", "commit", "replay", "explanation", "data_hash", "leaks", "classes",
+    "train_images", "test_images", "one_class", "finished", "place", "shelf", "record"]
 DEFAULTS = vars(Experiment())   # of fields that joined after a record was made
 
 # %% ../../nbs/book/10_records.ipynb #record-row
@@ -60,7 +60,8 @@ def record_row(
         "macs": record.macs, "images_per_second": record.images_per_second, "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes, "device_kind": record.device.kind,
         "device_name": record.device.name, "torch_version": record.versions.torch, "commit": record.commit,
-        "replay": replay.get("state", ""), "explanation": replay.get("explanation", ""), "data_hash": data.hash, "leaks": leaks, "classes": tuple(data.classes),
+        "replay": replay.get("state", ""), "explanation": replay.get("explanation", ""),
+        "data_hash": data.hash, "leaks": leaks, "classes": tuple(data.classes),
         "train_images": sum(data.counts["train"].values()), "test_images": sum(data.counts["test"].values()),
         "one_class": sum(count > 0 for count in predicted) == 1, "finished": record.finished,
         "place": str(place), "shelf": shelf, "record": record}
@@ -87,7 +88,7 @@ def load_records(
 
 def iterate_records(
     directories: Iterable[str | Path],
-) -> Iterator[tuple[Record | Exception, Path, Shelf | None]]:   # a record or what is wrong with it, its place, its shelf
+) -> Iterator[tuple[Record | Exception, Path, Shelf | None]]:   # a record or its fault, place, shelf
     "Records of runs and of published studies, in the order of the folders."
     for directory in directories:
         for path in sorted(Path(directory).glob("**/seed*/record.json")):
@@ -122,18 +123,19 @@ def confusion_of(
     "Confusion of the test images, added up over some runs of the same classes."
     return sum(np.array(getattr(record.metrics, when).test.confusion) for record in records.record)
 
-
+# %% ../../nbs/book/10_records.ipynb #memory-curves
 def memory_curves(
     records: pd.DataFrame,
 ) -> pd.DataFrame:   # run (its row in records), id, head, when, circuit, step, gradient
-    "Gradient of each circuit's last output with respect to each step, relative to the last; before and after training."
+    "Gradient of each circuit's last output by each step, relative to the last; before and after training."
     rows = []
     for run in records.itertuples():
         memory = run.record.memory
         for when in ("before", "after") if memory else ():
             for circuit, curve in enumerate(getattr(memory, when)):
                 key = (run.Index, run.id, run.head, when, circuit)
-                rows += [(*key, step, gradient / curve[-1]) for step, gradient in enumerate(curve, 1) if curve[-1] > 0]
+                if curve[-1] > 0:
+                    rows += [(*key, step, gradient / curve[-1]) for step, gradient in enumerate(curve, 1)]
     return pd.DataFrame(rows, columns=["run", "id", "head", "when", "circuit", "step", "gradient"])
 
 
@@ -141,8 +143,8 @@ def weight_travel(
     records: pd.DataFrame,
 ) -> pd.DataFrame:   # run, id, head, tensor, start, moved
     "Length of each trained tensor at its start, and how far training moved it."
-    rows = [(run.Index, run.id, run.head, tensor, way.start, way.moved)
-            for run in records.itertuples() for tensor, way in (run.record.travelled or {}).items()]
+    rows = [(run.Index, run.id, run.head, tensor, travel.start, travel.moved)
+            for run in records.itertuples() for tensor, travel in (run.record.travelled or {}).items()]
     return pd.DataFrame(rows, columns=["run", "id", "head", "tensor", "start", "moved"])
 
 # %% ../../nbs/book/10_records.ipynb #varied-factors
@@ -159,7 +161,7 @@ def factor_text(value: Any) -> str:
 
 @cache
 def has_effect(name: str, head: str) -> bool:
-    "Whether a field changes something for a head; a circuit's fields have none for a head that can't be read."
+    "Whether a field has an effect on a head; a circuit's fields have none on a head that can't be read."
     try:
         return name not in OF_A_CIRCUIT or name in circuit_fields(head)
     except HeadError:
@@ -170,7 +172,8 @@ def follows_setting(records: pd.DataFrame, name: str) -> bool:
     "Whether a field has in all records the value of their setting."
     if name not in vars(SETTINGS[1]):
         return False
-    return all(vars(SETTINGS[setting])[name] == v for setting, v in zip(records.setting, records[name], strict=True))
+    pairs = zip(records.setting, records[name], strict=True)
+    return all(vars(SETTINGS[setting])[name] == value for setting, value in pairs)
 
 
 def varied_factors(records: pd.DataFrame) -> list[str]:
@@ -179,7 +182,7 @@ def varied_factors(records: pd.DataFrame) -> list[str]:
     for name in FACTORS:
         if name in LABELS or follows_setting(records, name):
             continue
-        concerned = records["head"].map(lambda head: has_effect(name, head)).astype(bool)   # noqa: B023, used at once
+        concerned = records["head"].map(partial(has_effect, name)).astype(bool)
         if records[concerned][name].map(factor_text).nunique() > 1:
             varied.append(name)
     return [*LABELS, *varied]
@@ -212,7 +215,7 @@ def comparable(
 
 # %% ../../nbs/book/10_records.ipynb #by-study
 def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
-    "The records of a study; attribute `trunk`: the row of the network whose backbone they read, if there is one."
+    "The records of a study; attribute `trunk`: the row of the network whose backbone they read, if any."
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
     keys = zip(records.id, records.seed, strict=True)
     part = records.loc[pd.Series([key in wanted for key in keys], index=records.index, dtype=bool)]
@@ -232,7 +235,8 @@ def by_study(
 ) -> Iterator[tuple[dict[str, Any] | None, pd.DataFrame]]:      # a plan and its records
     "Records of each study that has some, then those of none, with None for a plan."
     seen: set = set()
-    for plan in sorted(plans, key=lambda plan: bool(plan.get("overrides"))):   # those that a command changed come last
+    # Plans that a command changed come last.
+    for plan in sorted(plans, key=lambda plan: bool(plan.get("overrides"))):
         part = study_records(records, plan)
         trunk = records.index[is_trunk(records, plan)]   # is of this study, but in no comparison
         seen |= {*part.index, *trunk}

@@ -34,7 +34,8 @@ from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, Mean, contrast, mea
 LEGEND = {
     "†": "replayed by the present code, its first steps gave other numbers",
     "‡": "from other images than the newest records of that data set and split",
-    "§": "a patient, or the same picture, stands in two splits: accepted expressly, and not comparable with the rest",
+    "§": "a patient, or the same picture, stands in two splits: "
+         "accepted expressly, and not comparable with the rest",
     "¶": "at least one of its runs gives all test pictures the same class",
 }
 
@@ -113,7 +114,8 @@ def head_link(head: str, identifier: str, place: str) -> str:
     return f'<span title="{html.escape(title)}">{html.escape(head)}</span>'
 
 # %% ../../nbs/book/20_tables.ipynb #leaderboard
-SHOWN = {"accuracy": "accuracy", "f1": "F1", "jaccard": "Jaccard", "auc": "AUC"}  # scores and their right names
+# Scores and their names on a page.
+SHOWN = {"accuracy": "accuracy", "f1": "F1", "jaccard": "Jaccard", "auc": "AUC"}
 LAST = "last "  # before scores of the last epoch
 
 
@@ -136,15 +138,15 @@ def device_text(group: pd.DataFrame) -> str:
         texts.add(f"{run.device_name}{threads}, {run.precision}")
     return "; ".join(sorted(texts))
 
-
+# %% ../../nbs/book/20_tables.ipynb #leaderboard-rows
 def leaderboard(
     records: pd.DataFrame,
-    among: pd.DataFrame | None = None,   # all there are, if these are some of them; what is out of date is seen there
+    among: pd.DataFrame | None = None,   # all records, if these are some of them, to see what is out of date
 ) -> pd.DataFrame:
     """A row an experiment, best mean accuracy first.
 
-    Columns: what differs; test scores as `Mean` (None if undefined) at the best and the last epoch; n, counts,
-    speed, device.
+    Columns: what differs; test scores as `Mean` (None if undefined) at the best and the last epoch; n,
+    counts, speed, device.
     """
     factors = [name for name in varied_factors(records) if name not in REPLICATES]
     signs = marks(records if among is None else among)
@@ -181,16 +183,20 @@ def leaderboard_page(
     if table.empty:
         return page_table(table)
     synapses = table.pop("synapses")
-    table["parameters"] += [f"<br><small>{count} synapses</small>" if count != "0" else "" for count in synapses]
+    table["parameters"] += [
+        f"<br><small>{count} synapses</small>" if count != "0" else "" for count in synapses
+    ]
     factors = [name for name in varied_factors(records) if name not in (*LABELS, *REPLICATES)]
     if len(factors) > MANY:
         table, factors = in_one_column(table, factors), ["differs in"]
-    wanted = [name for name in (*LABELS, *factors, *BRIEF) if name in table] if brief else list(table)
+    columns = [name for name in (*LABELS, *factors, *BRIEF) if name in table] if brief else list(table)
     same = [name for name in ("data", "setting", "device") if table[name].nunique() == 1]
-    table = table[[name for name in wanted if name not in same]]
+    table = table[[name for name in columns if name not in same]]
     scores = [name for name in table if name.removeprefix(LAST) in SHOWN.values()]
     page = page_table(table, links=["head", "parameters", *scores]).format(two_lines, subset=scores)
-    return page.set_properties(subset=["differs in"], **{"white-space": "normal"}) if "differs in" in table else page
+    if "differs in" not in table:
+        return page
+    return page.set_properties(subset=["differs in"], **{"white-space": "normal"})
 
 
 def in_one_column(table: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
@@ -225,8 +231,10 @@ def legend(records: pd.DataFrame, brief: bool = False) -> Any:
         return Markdown(". ".join(broken))
     signs = marks(records)
     groups, there = experiment_groups(records, signs), set("".join(signs))
-    runs = "runs, of several seeds or draws of the split," if any(overlap(group) for group in groups) else "seeds"
-    scores = f"Scores are means over n {runs} on the test images, at the epoch with the lowest validation loss"
+    is_drawn = any(overlap(group) for group in groups)
+    runs = "runs, of several seeds or draws of the split," if is_drawn else "seeds"
+    scores = (f"Scores are means over n {runs} on the test images, "
+              "at the epoch with the lowest validation loss")
     last = "" if brief else "; those called *last* are of the last epoch"
     counts = "Parameters are live ones: of synapses that exist; images/s are medians in training"
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
@@ -256,9 +264,12 @@ def per_class(
 ) -> pd.DataFrame:           # heads by classes
     "A score of each class for each head, at the best epoch."
     groups = [group for _, group in records.groupby("head")]
-    differing = {name for group in groups for name in varied_factors(group) if name not in (*LABELS, *REPLICATES)}
+    differing = {
+        name for group in groups for name in varied_factors(group) if name not in (*LABELS, *REPLICATES)
+    }
     if differing:
-        raise ValueError(f"a head stands for several experiments, which differ in {', '.join(sorted(differing))}; "
+        names = ", ".join(sorted(differing))
+        raise ValueError(f"a head stands for several experiments, which differ in {names}; "
                          "give records of one experiment a head")
     rows = {}
     for head in head_order(records["head"]):

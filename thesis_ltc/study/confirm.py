@@ -24,7 +24,6 @@ from ..core.provenance import TOLERANCE, capability, commit, imprint_difference,
 from ..data.imageset import ImageSet
 from ..heads.sentence import HeadError
 from .experiment import Experiment, ResolvedExperiment, make_id, resolve
-
 from .record import Record, RecordError
 from .run import Block, Prepared, load_images, make_block, prepare, run
 from .shelf import REPLAYS, Shelf, run_places
@@ -50,7 +49,7 @@ class Replay:
     torch: str = ""             # version here
     commit: str | None = None   # of this code
     when: str = ""              # ISO 8601
-    explanation: str = ""       # why it differs, where somebody found out
+    explanation: str = ""       # why it differs, if that is known
 
 
 class NotCheckable(Exception):
@@ -134,7 +133,7 @@ def replay_experiment(records: Sequence[Record], shelf: Shelf, runs: Path) -> Re
         seeds=tuple(block.seeds), by="imprint" if by_imprint else f"{EPOCHS} epochs",
         capability=capability(first.device.kind), torch=str(torch.__version__), commit=commit(), when=now())
 
-
+# %% ../../nbs/study/75_confirm.ipynb #differences
 def imprint_differences(block: Block, records: Sequence[Record], shelf: Shelf) -> list[Difference]:
     "For each record, how far the imprint of its replay is from its own."
     prepared = prepare(block, block.seeds, lambda: None)
@@ -177,7 +176,7 @@ def history_difference(published: pd.DataFrame, again: pd.DataFrame) -> Differen
 
 # %% ../../nbs/study/75_confirm.ipynb #judge
 def judge(record: Record, found: Difference, same_images: bool = True) -> Replay:
-    "State and detail of a replay whose differences are known; `same_images`: the image set has the recorded hash."
+    "State and detail of a replay, by its differences and by whether the images have the recorded hash."
     if found == (0.0, 0.0):
         return Replay(REPRODUCED, "same bits")
     parts = [f"{part}: {f'largest relative difference {value:.1e}' if value else 'same bits'}"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'SHARED_WITH_TRUNK', 'METRICS', 'SHAPING', 'StudyError', 'Study', 'can_vary', 'is_pair',
-           'is_contrast', 'is_margin', 'Content', 'check_exclusions', 'check_contrasts', 'make_study', 'overridden',
-           'read_study', 'check_experiments']
+           'is_contrast', 'is_margin', 'are_contrasts', 'are_factors', 'Content', 'check_exclusions', 'check_contrasts',
+           'make_study', 'overridden', 'read_study', 'check_experiments']
 
 # %% ../../nbs/study/60_definition.ipynb #79d4058e
 import itertools
@@ -40,7 +40,8 @@ KEYS = {
     "seeds": "how many, or a list",
 }
 OPTIONAL = {"data", "secondary", "budget", "fixed", "trunk", "exclude"}
-SHARED_WITH_TRUNK = (*OF_IMAGES, "backbone", "image_size", "width")   # a trunk and its heads have these in common
+# A trunk and its heads have these in common.
+SHARED_WITH_TRUNK = (*OF_IMAGES, "backbone", "image_size", "width")
 METRICS = ("accuracy", "f1", "dice", "jaccard", "auc")
 
 # %% ../../nbs/study/60_definition.ipynb #study
@@ -64,7 +65,7 @@ class Study:
     budget: str = ""
     exclude: Sequence[dict[str, Any]] = ()
     trunk: dict[str, Any] | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)   # what a command set instead of the file's values
+    overrides: dict[str, Any] = field(default_factory=dict)   # set by a command instead of the file's values
 
     def cells(self) -> list[dict[str, Any]]:
         "Values of each experiment: every combination of what varies, without those that are excluded."
@@ -99,9 +100,28 @@ def is_contrast(contrast: Any) -> bool:
 
 def is_margin(margin: Any) -> bool:
     "Whether this is a margin: one of the scores, and a value between 0 and 1."
-    if not isinstance(margin, dict) or margin.keys() != {"metric", "value"} or margin["metric"] not in METRICS:
+    if not isinstance(margin, dict) or margin.keys() != {"metric", "value"}:
+        return False
+    if margin["metric"] not in METRICS:
         return False
     return isinstance(margin["value"], int | float) and 0 < margin["value"] < 1
+
+# %% ../../nbs/study/60_definition.ipynb #are-rules
+def are_contrasts(secondary: Any, primary: Any) -> bool:
+    "Whether each secondary contrast has the factor of the primary one; there may be none."
+    contrasts = secondary if isinstance(secondary, list) else [secondary] if secondary else []
+    return all(is_contrast(one) and is_contrast(primary) and sides(one)[0] == sides(primary)[0]
+               for one in contrasts)
+
+
+def are_factors(
+    vary: Any,
+    lists: dict[str, list],   # fields that a command varies
+) -> bool:
+    "Whether fields are varied, each with values that can vary."
+    if not isinstance(vary, dict) or not vary or "folder" in vary:
+        return False
+    return all(can_vary(values) for values in [*vary.values(), *lists.values()])
 
 # %% ../../nbs/study/60_definition.ipynb #study-rules
 @dataclass
@@ -122,28 +142,26 @@ class Content:
 
     def broken_rules(self) -> list[str]:
         "Rules on single keys that do not hold, as sentences."
-        primary, secondary, vary = self["primary"], self["secondary"], self["vary"]
-        varied = [*vary.values(), *self.lists.values()] if isinstance(vary, dict) else []
+        fixed, trunk, exclude = self["fixed"], self["trunk"], self["exclude"]
+        texts = [self.values.get(key) for key in ("question", "hypothesis")]
+        are_rules = isinstance(exclude, list | dict) and all(isinstance(rule, dict) for rule in exclude)
+        is_trunk = isinstance(trunk, dict) and ("trunk" not in self.values or bool(trunk))
         scores = ", ".join(METRICS)
-        sentences = [self.values.get(key) for key in ("question", "hypothesis")]
-        contrasts = secondary if isinstance(secondary, list) else [secondary] if secondary else []
         rules = {
             f"margin must be {KEYS['margin']}, with one of the scores {scores} and a value between 0 and 1":
                 is_margin(self["margin"]),
-            f"primary must be {KEYS['primary']}": is_contrast(primary),
-            f"secondary must be {KEYS['secondary']} as primary": all(
-                is_contrast(one) and is_contrast(primary) and sides(one)[0] == sides(primary)[0] for one in contrasts),
+            f"primary must be {KEYS['primary']}": is_contrast(self["primary"]),
+            f"secondary must be {KEYS['secondary']} as primary":
+                are_contrasts(self["secondary"], self["primary"]),
             f"vary must be {KEYS['vary']}, none of them twice":
-                isinstance(vary, dict) and bool(vary) and "folder" not in vary and all(map(can_vary, varied)),
+                are_factors(self["vary"], self.lists),
             "fixed must be fields and values; data has a key of its own":
-                isinstance(self["fixed"], dict) and "data" not in self["fixed"],
+                isinstance(fixed, dict) and "data" not in fixed,
             "question and hypothesis must be sentences":
-                all(isinstance(text, str) and text.strip() for text in sentences),
+                all(isinstance(text, str) and text.strip() for text in texts),
             "budget must be text": isinstance(self.values.get("budget", ""), str),
-            f"trunk must be {KEYS['trunk']}":
-                isinstance(self["trunk"], dict) and ("trunk" not in self.values or bool(self["trunk"])),
-            f"exclude must be {KEYS['exclude']}": isinstance(self["exclude"], list | dict)
-                and all(isinstance(rule, dict) for rule in self["exclude"]),
+            f"trunk must be {KEYS['trunk']}": is_trunk,
+            f"exclude must be {KEYS['exclude']}": are_rules,
         }
         return [rule for rule, holds in rules.items() if not holds]
 
@@ -180,9 +198,10 @@ def check_contrasts(name: str, content: Content) -> None:
         values = content["vary"].get(factor) or [content["fixed"].get(factor)]
         if not all(value in values for value in pair):
             there = ", ".join(map(str, values))
-            raise StudyError(f"study {name}: {key} is {contrast}, but {factor} is {there}; a contrast needs both")
+            raise StudyError(
+                f"study {name}: {key} is {contrast}, but {factor} is {there}; a contrast needs both")
 
-
+# %% ../../nbs/study/60_definition.ipynb #make-study
 def make_study(
     name: str,
     values: dict[str, Any],      # what its file holds
@@ -190,7 +209,9 @@ def make_study(
 ) -> Study:
     "A study of what its file holds, checked; raises StudyError with all that is wrong."
     content = Content(values, overrides)
-    problems = [f"{key!r} is no key of a study; there are: {' '.join(KEYS)}" for key in values if key not in KEYS]
+    problems = [
+        f"{key!r} is no key of a study; there are: {' '.join(KEYS)}" for key in values if key not in KEYS
+    ]
     missing = [key for key in KEYS if key not in values and key not in OPTIONAL]
     problems += [f"{key} is missing: {KEYS[key]}" for key in missing]
     problems += content.broken_rules() or content.contradictions()
@@ -211,8 +232,9 @@ def overridden(name: str, content: Content) -> Study:
     data = single.pop("data", None if "data" in lists else values.get("data"))
     vary = {key: value for key, value in content["vary"].items() if key not in content.overrides} | lists
     fixed = {key: value for key, value in content["fixed"].items() if key not in lists} | single
-    changed = {"seeds": seeds, "data": data, "vary": vary, "fixed": fixed, "exclude": list(content["exclude"]),
-               "overrides": dict(content.overrides)}
+    changed = {
+        "seeds": seeds, "data": data, "vary": vary, "fixed": fixed, "exclude": list(content["exclude"]),
+        "overrides": dict(content.overrides)}
     return Study(name, **values | changed)
 
 # %% ../../nbs/study/60_definition.ipynb #reading

@@ -44,7 +44,7 @@ def shortened(experiment: Experiment) -> Experiment:
     limit = min(count, experiment.limit or count)
     return replace(experiment, limit=limit, epochs=EPOCHS, patience=EPOCHS, passes=1)
 
-
+# %% ../../nbs/study/90_estimate.ipynb #train-probe
 def probe(
     experiment: Experiment,   # resolved
     data: ImageSet,           # its whole set
@@ -159,7 +159,7 @@ def cell_label(study: Study, values: dict[str, Any]) -> str:
     return ", ".join(str(values[name]) if name in ("head", "data") else f"{name} {values[name]}"
                      for name in study.vary)
 
-
+# %% ../../nbs/study/90_estimate.ipynb #estimate-trunk
 def estimate_trunk(
     study: Study, runs: Path, probes: Probes,
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:   # the field `trunk` of the heads, and rows
@@ -179,7 +179,7 @@ def estimate_trunk(
     first = resolved(Experiment.of(study.cells()[0] | frozen))
     return frozen, [row, maps_row(first, probes.images(trunk), probes.speed(trunk))]
 
-
+# %% ../../nbs/study/90_estimate.ipynb #maps-row
 def maps_row(experiment: Experiment, data: ImageSet, speed: Speed) -> dict[str, Any]:
     "The row of a trunk's maps: of all images once, and of augmented training images in several passes."
     images = used_images(experiment, data)
@@ -205,7 +205,7 @@ def estimate_text(table: pd.DataFrame, study: Study) -> str:
         beside=f", {count} side by side" if count > 1 else "", time=duration(3600 * hours))
     return f"{lines}\n{total}"
 
-
+# %% ../../nbs/study/90_estimate.ipynb #total-hours
 def total_hours(first: pd.Series, experiments: pd.Series, count: int) -> float:
     "Hours of what comes first, and then of experiments, some side by side."
     return float(first.sum() + max(experiments.sum() / count, experiments.max()))

@@ -33,7 +33,7 @@ from ..training.trunk import Trunk, read_trunk
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-error
 class ExperimentError(ValueError):
-    "An experiment with impossible values; the message says what was got, what was expected and what there is."
+    "An experiment with impossible values; the message says what was got and what was expected."
 
 
 def value(default: Any, meaning: str) -> Any:
@@ -48,7 +48,8 @@ class ImageFields:
     data: str = value(
         "covid-ct", "image set: digits, fashion-mnist, covid-ct, or a name for your own")
     folder: str | None = value(
-        None, "where the images lie; by default below THESIS_LTC_DATA. Not part of the id, which has the images' own hash")
+        None, "where the images lie; by default below THESIS_LTC_DATA. "
+              "Not part of the id, which has the images' own hash")
     split: str = value(
         "patient", "train, val and test: official, or drawn by patient; slice is the report's")
     repeat: int = value(
@@ -68,7 +69,8 @@ class ModelFields(ImageFields):
     "Which network reads them."
 
     head: str = value(
-        "fc", "a name of the table of heads, or a sentence shrink | scan | project | normalise | circuit | readout")
+        "fc", "a name of the table of heads, "
+              "or a sentence shrink | scan | project | normalise | circuit | readout")
     image_size: int = value(224, "side of the square that the network sees, in pixels")
     augment: bool = value(True, "crop, turn, flip, blur and disturb training images, as the report does")
     backbone: str = value(
@@ -101,7 +103,8 @@ class ModelFields(ImageFields):
 class Experiment(ModelFields):
     """Data, head, setting and factors: all that decides a result, apart from the seed.
 
-    Raises: ExperimentError for a value of the wrong type or out of range; HeadError for a head that can't be read.
+    Raises: ExperimentError for a value of the wrong type or out of range;
+        HeadError for a head that can't be read.
     """
 
     setting: int = value(
@@ -117,7 +120,8 @@ class Experiment(ModelFields):
     precision: str = value(
         "auto", "of the backbone: float32, bfloat16, or auto, which takes bfloat16 where the hardware has it")
     memory_format: str = value(
-        "channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, or contiguous")
+        "channels_last", "how images lie in memory: channels_last, which CPUs and GPUs convolve faster, "
+                         "or contiguous")
     device: str = value("auto", "cpu, cuda, or auto, which takes a GPU where there is one")
     threads: int | None = value(
         None, "CPU threads; by default all cores. Part of a run's identity: sums are ordered by them")
@@ -139,20 +143,21 @@ FIELDS = {field.name: field.metadata["meaning"] for field in fields(Experiment)}
 OF_IMAGES = tuple(field.name for field in fields(ImageFields) if field.name != "limit")
 
 # %% ../../nbs/study/10_experiment.ipynb #of-kind
-KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
+KIND_NAMES = {
+    str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
 
 
-def of_kind(name: str, given: Any, kind: Any) -> Any:
+def of_kind(name: str, found: Any, kind: Any) -> Any:
     "A value that has the type of its field; an int becomes a float where one is expected."
     kinds = get_args(kind) or (kind,)
-    if type(given) in kinds:
-        return given
-    if type(given) is int and float in kinds:
-        return float(given)
+    if type(found) in kinds:
+        return found
+    if type(found) is int and float in kinds:
+        return float(found)
     expected = " or ".join(KIND_NAMES[k] for k in kinds)
-    is_exponent = isinstance(given, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", given)
+    is_exponent = isinstance(found, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", found)
     hint = "; YAML takes 1e-4 for text, write 1.0e-4" if is_exponent else ""
-    raise ExperimentError(f"{name} is {given!r}, but must be {expected}: {FIELDS[name]}{hint}")
+    raise ExperimentError(f"{name} is {found!r}, but must be {expected}: {FIELDS[name]}{hint}")
 
 
 def refuse_unknown(
@@ -164,7 +169,8 @@ def refuse_unknown(
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ExperimentError(f"there is no parameter {str(name)[:80]!r}; {hint}there are: {' '.join(known)}")
+            raise ExperimentError(
+                f"there is no parameter {str(name)[:80]!r}; {hint}there are: {' '.join(known)}")
 
 # %% ../../nbs/study/10_experiment.ipynb #check-ranges
 POSITIVE = ("limit", "width", "unfolds", "passes", "batch_size", "learning_rate", "circuit_learning_rate",
@@ -246,19 +252,20 @@ def fields_without_effect(experiment: Experiment, sentence: Sentence) -> list[st
         "circuit_learning_rate": experiment.circuit_learning_rate == rate,
     }
     known = circuit_fields(sentence)
-    return [name for name in OF_A_CIRCUIT if name not in known] + [name for name, holds in idle.items() if holds]
+    unknown = [name for name in OF_A_CIRCUIT if name not in known]
+    return unknown + [name for name, holds in idle.items() if holds]
 
 # %% ../../nbs/study/10_experiment.ipynb #resolved
 def resolved(experiment: Experiment) -> Experiment:
     "The experiment with the values of its setting and of this machine filled in."
-    setting, usual = vars(SETTINGS[experiment.setting]), Experiment()
+    setting, defaults = vars(SETTINGS[experiment.setting]), Experiment()
     filled = {name: chosen for name, chosen in setting.items() if getattr(experiment, name) is None}
     device = resolve_device("auto") if experiment.device == "auto" else experiment.device
     if device == "cuda" and experiment.precision == "auto" and not torch.cuda.is_available():
         raise ExperimentError("precision is auto, which follows from the GPU, but none is here; "
                               "name it: precision=bfloat16")
     for name in fields_without_effect(experiment, find_head(experiment.head)):
-        filled[name] = getattr(usual, name)
+        filled[name] = getattr(defaults, name)
     has_backbone = experiment.backbone != "none"
     precision = resolve_precision(experiment.precision, device) if has_backbone else "float32"
     threads = experiment.threads or os.cpu_count() or 1
@@ -319,7 +326,7 @@ class ResolvedExperiment:
 
 
 def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
-    "Fill in what follows from setting, machine and images, and read the trunk; raises TrunkError if it is missing."
+    "Fill in what follows from setting, machine and images, and read the trunk; TrunkError if it is missing."
     filled = resolved(experiment)
     sentence = with_factors(find_head(filled.head), filled.normaliser, filled.readout)
     trunk = None if filled.trunk is None else read_trunk(filled.trunk)
@@ -327,8 +334,9 @@ def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
     return ResolvedExperiment(filled, sentence, trunk, len(data.classes), data.digest, identifier)
 
 # %% ../../nbs/study/10_experiment.ipynb #build-model
-MODEL_OPTIONS = ("image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "normaliser", "wiring_seed",
-                 "density", "readout", "dropout", "allow_upsampling")
+MODEL_OPTIONS = (
+    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "normaliser", "wiring_seed",
+    "density", "readout", "dropout", "allow_upsampling")
 
 
 def build_model(experiment: Experiment, classes: int, seed: int | None) -> Classifier:

@@ -16,7 +16,6 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,9 @@ def score_epoch(
 def describe_device(kind: str) -> Device:
     "The machine, for a record."
     system = f"{platform.system()} {platform.machine()}"
-    return Device(kind=kind, name=device_name(kind), cores=os.cpu_count() or 1, system=system, capability=capability(kind))
+    return Device(
+        kind=kind, name=device_name(kind), cores=os.cpu_count() or 1, system=system,
+        capability=capability(kind))
 
 
 def describe_versions() -> Versions:
@@ -73,10 +74,10 @@ def describe_versions() -> Versions:
 def describe_data(data: ImageSet, data_hash: str) -> DataRecord:
     "The images, for a record."
     return DataRecord(
-        name=data.name, hash=data_hash, split=data.split_name, counts=data.counts(), classes=list(data.classes),
-        licence=data.licence, publishable=data.publishable, leakage_accepted=data.accept_leakage,
-        shared_patients=len(data.shared_patients()), same_pictures=len(cross_split_duplicates(data)),
-        left_out=len(data.quarantine), notes=list(data.notes))
+        name=data.name, hash=data_hash, split=data.split_name, counts=data.counts(),
+        classes=list(data.classes), licence=data.licence, publishable=data.publishable,
+        leakage_accepted=data.accept_leakage, shared_patients=len(data.shared_patients()),
+        same_pictures=len(cross_split_duplicates(data)), left_out=len(data.quarantine), notes=list(data.notes))
 
 # %% ../../nbs/study/25_outcome.ipynb #peak-memory
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -115,7 +116,7 @@ def validation_memory(
     recipe: Recipe,
     inputs: Images,      # images, or the maps of a trunk
 ) -> list[list[float]]:
-    "Gradient of each circuit's last output with respect to each step, as `memory_of` gives it; empty without circuits."
+    "Gradient of each circuit's last output with respect to each step; empty without circuits."
     if model.head.sentence.circuit is None:
         return []
     images = inputs.evaluation(some_rows(data.rows("val")))

@@ -151,7 +151,8 @@ class Resumed:
 
 # %% ../../nbs/study/20_record.ipynb #record
 SCHEMA = 2          # raised when a field changes its meaning
-READABLE = (1, 2)   # 1: peak memory was that of the process so far, and the code was named by a hash of its text
+# In schema 1, peak memory was that of the process so far, and the code was named by a hash of its text.
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -176,7 +177,8 @@ class Record:
     commit: str | None = part("of the code, with + if it was changed")
     finished: str = part("when, ISO 8601")
     trunk: TrunkRecord | None = part("whose backbone was used, if one was", None)
-    memory: BeforeAfter | None = part("gradient of each circuit's last output with respect to each step", None)
+    memory: BeforeAfter | None = part(
+        "gradient of each circuit's last output with respect to each step", None)
     durations: BeforeAfter | None = part("learned duration of a step, for each circuit", None)
     travelled: dict[str, Travel] | None = part("how far each trained tensor moved", None)
     code: str | None = part("hash of the code's text, in records of schema 1", None)
@@ -213,7 +215,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def check_record(record: Record) -> Record:
-    "The record itself; raises RecordError for what types alone don't tell."
+    "The record itself; raises RecordError for contradictions that types alone don't show."
     import datetime
 
     classes = len(record.data.classes)
@@ -224,14 +226,15 @@ def check_record(record: Record) -> Record:
                                   "as its classes are")
     for name, kind in (("data", str), ("head", str), ("setting", int)):
         if type(record.experiment.get(name)) is not kind:
-            raise RecordError(f"experiment.{name} is {record.experiment.get(name)!r}, expected {kind.__name__}")
+            raise RecordError(
+                f"experiment.{name} is {record.experiment.get(name)!r}, expected {kind.__name__}")
     try:
         datetime.datetime.fromisoformat(record.finished)
     except ValueError as error:
         raise RecordError(f"finished: {error}") from error
     return record
 
-
+# %% ../../nbs/study/20_record.ipynb #record-values
 def record_values(record: Record) -> dict[str, Any]:
     "A record as plain values; what older records don't say is left out."
     values = dataclasses.asdict(record)

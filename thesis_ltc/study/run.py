@@ -9,9 +9,10 @@ __all__ = ['FITTING', 'Echo', 'load_images', 'check_images', 'run', 'run_seeds',
            'predict_twice', 'make_record', 'trunk_record']
 
 # %% ../../nbs/study/30_run.ipynb #imports
+import copy
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..data.audit import gate
 from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier, macs, parameter_counts
 from ..heads.memory import durations, travelled
+
+# %% ../../nbs/study/30_run.ipynb #study-imports
 from thesis_ltc.study.experiment import (
     OF_IMAGES,
     Experiment,
@@ -62,7 +65,15 @@ from thesis_ltc.study.record import (
     record_values,
     write_record,
 )
-from ..training.checkpoint import PATIENCE, RunIsBusy, Status, load_model, now, run_lock, save_tensors
+from thesis_ltc.training.checkpoint import (
+    PATIENCE,
+    RunIsBusy,
+    Status,
+    load_model,
+    now,
+    run_lock,
+    save_tensors,
+)
 from ..training.loop import Images, Interrupted, Learner, Training, fit_all, interruptible, predict
 from ..training.recipe import best_epoch, stop_reason, reproducible, resolve_device
 from ..training.resume import load_best
@@ -98,7 +109,7 @@ def check_images(experiment: Experiment, data: ImageSet) -> ImageSet:
     return gate(data.with_split(data.split, data.split_name, experiment.accept_leakage))
 
 # %% ../../nbs/study/30_run.ipynb #run
-Echo = Callable[[list[dict]], None]   # is given a history after each of its epochs
+Echo = Callable[[list[dict]], None]   # called with the history after each epoch
 
 
 def run(
@@ -167,13 +178,14 @@ def run_all(
     data: ImageSet | None = None,
     echo: Echo | None = None,
 ) -> list[dict[str, Any]]:            # a record a seed
-    "As `run_seeds`; raises SeedsFailed at the end if a seed failed, and ValueError at once for a head that can't be."
+    "As `run_seeds`; SeedsFailed at the end if a seed failed, ValueError at once for an impossible head."
     check_head(experiment)
     outcomes = run_seeds(experiment, seeds, directory, data=data, echo=echo)
     failures = {seed: found for seed, found in outcomes.items() if isinstance(found, Exception)}
     if failures:
         said = "; ".join(f"seed {seed}: {type(error).__name__}: {error}" for seed, error in failures.items())
-        raise SeedsFailed(f"{len(failures)} of {len(seeds)} seeds failed: {said}") from next(iter(failures.values()))
+        first = next(iter(failures.values()))
+        raise SeedsFailed(f"{len(failures)} of {len(seeds)} seeds failed: {said}") from first
     return list(outcomes.values())
 
 # %% ../../nbs/study/30_run.ipynb #read-outcome
@@ -193,7 +205,8 @@ def read_outcome(folder: Path, job: ResolvedExperiment) -> dict[str, Any] | Expe
             wrong.append(f"{name} is {got!r}, not {expected!r}")
     if wrong:
         said = "; ".join(wrong[:3])
-        return ExperimentError(f"{path} is not the record of this run: {said}; delete {folder} to run it again")
+        return ExperimentError(
+            f"{path} is not the record of this run: {said}; delete {folder} to run it again")
     return record_values(record)
 
 
@@ -225,7 +238,7 @@ class Block:
         "Directory of a run."
         return self.place / f"seed{seed}"
 
-
+# %% ../../nbs/study/30_run.ipynb #train-blocks
 def train_missing(
     job: ResolvedExperiment, seeds: list[int], place: Path, data: ImageSet, echo: Echo | None,
 ) -> dict[int, Exception]:
@@ -264,24 +277,24 @@ def make_block(
     together = [seed for seed in seeds if seed // size == seeds[0] // size]
     return Block(job, together, place, data, learner, models, echo)
 
-
+# %% ../../nbs/study/30_run.ipynb #run-block
 def run_block(block: Block) -> dict[int, Exception]:
-    "Hold the directories of those seeds that nobody else holds, and train them; what ended each that failed."
+    "Lock the directories of seeds that no other process holds, and train them; what ended each that failed."
     failures: dict[int, Exception] = {}
     end = time.monotonic() + PATIENCE
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for seed in block.seeds:
             try:
-                held.enter_context(run_lock(block.folder(seed), max(0.0, end - time.monotonic())))
+                stack.enter_context(run_lock(block.folder(seed), max(0.0, end - time.monotonic())))
             except RunIsBusy as error:
                 failures[seed] = error
         ours = [seed for seed in block.seeds if seed not in failures]
         waiting = [seed for seed in ours if not (block.folder(seed) / "record.json").exists()]
         if waiting:
             experiment = block.job.experiment
-            check = held.enter_context(interruptible())
-            held.enter_context(reproducible(experiment.threads))
-            show = held.enter_context(progress(seeds_title(waiting), experiment.epochs))
+            check = stack.enter_context(interruptible())
+            stack.enter_context(reproducible(experiment.threads))
+            show = stack.enter_context(progress(seeds_title(waiting), experiment.epochs))
             failures |= train_seeds(block, waiting, check, show)
         for seed in ours:
             if seed not in failures:
@@ -300,7 +313,7 @@ class Start:
 
 @dataclass(eq=False)
 class Prepared:
-    "Models of a block, ready to be trained, and what they are given."
+    "Models of a block, ready to be trained, and their inputs."
 
     models: dict[int, Classifier]
     inputs: Images                   # images, or the maps of a trunk
@@ -337,7 +350,6 @@ def prepare(block: Block, seeds: list[int], check: Callable[[], None]) -> Prepar
 # %% ../../nbs/study/30_run.ipynb #measure-start
 def measure_start(prepared: Prepared, job: ResolvedExperiment, seed: int) -> Start:
     "Measure a model before training, on a copy, since measuring settles normalisers."
-    import copy
 
     model = copy.deepcopy(prepared.models[seed]).eval()
     memory = validation_memory(model, prepared.limited, job.recipe(seed), prepared.inputs)
@@ -353,7 +365,7 @@ def train_seeds(
     check: Callable[[], None],           # raises Interrupted to stop
     show: Callable[[Histories], None],
 ) -> dict[int, Exception]:               # of each seed that failed, why
-    "Train seeds from where they stand, and write what a run leaves; each status tells how its seed ended."
+    "Train seeds from their last whole epoch, and write results; each status says how its seed ended."
     statuses = {seed: Status(block.folder(seed), block.job.experiment.epochs) for seed in seeds}
     for status in statuses.values():
         status.folder.mkdir(parents=True, exist_ok=True)
@@ -363,8 +375,8 @@ def train_seeds(
     try:
         prepared = prepare(block, seeds, check)
         trainings += [make_training(block, prepared, seed, statuses[seed]) for seed in seeds]
-        tell = show if block.echo is None else (lambda histories: None)
-        fit_all(trainings, prepared.limited, check, prepared.inputs, block.learner, tell)
+        report = show if block.echo is None else (lambda histories: None)
+        fit_all(trainings, prepared.limited, check, prepared.inputs, block.learner, report)
         for seed, training in zip(seeds, trainings, strict=True):
             error = training.failure
             if error is None:
@@ -379,7 +391,7 @@ def train_seeds(
         raise
     return failures
 
-
+# %% ../../nbs/study/30_run.ipynb #make-training
 def make_training(block: Block, prepared: Prepared, seed: int, status: Status) -> Training:
     "The training of a seed, which writes its status and calls `echo` after each epoch."
     def begin(epochs: int) -> None:
@@ -395,18 +407,20 @@ def make_training(block: Block, prepared: Prepared, seed: int, status: Status) -
 
 
 def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: Sequence[Training]) -> None:
-    "Write into the status of each seed that is on its way how it was ended."
-    wanted = isinstance(error, Interrupted | KeyboardInterrupt)
+    "Write into the status of each unfinished seed how it was ended."
+    is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
     done = {training.recipe.seed: len(training.history) for training in trainings}
     for seed, status in statuses.items():
         epochs = done.get(seed, 0)
         said = f"{type(error).__name__}: {error}"
-        if wanted:
+        if is_stop:
             said = f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {epochs}"
-        status.write("interrupted" if wanted else "failed", epochs, said)
+        status.write("interrupted" if is_stop else "failed", epochs, said)
 
 # %% ../../nbs/study/30_run.ipynb #finish
-def finish(job: ResolvedExperiment, prepared: Prepared, training: Training, check: Callable[[], None]) -> None:
+def finish(
+    job: ResolvedExperiment, prepared: Prepared, training: Training, check: Callable[[], None],
+) -> None:
     "Test at the last epoch and at the best, and write predictions, curves, weights, and last the record."
     folder, history, data = training.folder, training.history, prepared.limited
     model, best = prepared.models[training.recipe.seed], best_epoch([row["val_loss"] for row in history])
@@ -427,8 +441,10 @@ def predict_twice(
     data, history = prepared.limited, training.history
 
     def everything() -> dict[str, Tensor]:
-        return {split: predict(training.model, data, data.rows(split), training.recipe, check, prepared.inputs)
-                for split in SPLITS}
+        return {
+            split: predict(training.model, data, data.rows(split), training.recipe, check, prepared.inputs)
+            for split in SPLITS
+        }
 
     last = everything()
     load_best(training.folder, history, training.model)

@@ -76,7 +76,7 @@ def outlook(plan: Mapping[str, Any]) -> str:
         parts.append(ONE_SIDED)
     return "; ".join(parts)
 
-
+# %% ../../nbs/study/80_runner.ipynb #count-pairs
 def count_pairs(plan: Mapping[str, Any]) -> int:
     "Pairs of runs that a contrast can have: the different seeds, repeats and folds."
     pairs = set()
@@ -141,7 +141,7 @@ def settled(table: pd.DataFrame) -> dict[str, str]:
             ended[experiment] = found.pop()
     return ended
 
-
+# %% ../../nbs/study/80_runner.ipynb #newly-settled
 def newly_settled(
     table: pd.DataFrame,
     earlier: Mapping[str, str],   # experiments that had ended before this start, and how
@@ -155,7 +155,7 @@ def newly_settled(
             news[experiment] = state
     return news
 
-
+# %% ../../nbs/study/80_runner.ipynb #ending-line
 def ending_line(table: pd.DataFrame, experiment: str, state: str) -> str:
     "How an experiment ended, in a line; with the first message if it failed."
     if state != "failed":
@@ -193,7 +193,7 @@ def print_line(total: int, table: pd.DataFrame, line: str | None) -> None:
     if line:
         print(f"[{len(settled(table))} of {total} done] {line}", flush=True)
 
-
+# %% ../../nbs/study/80_runner.ipynb #study-bar
 @contextmanager
 def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
     "As `study_progress`, in a terminal."
@@ -258,7 +258,7 @@ def make_folders_absolute() -> None:
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
 
-
+# %% ../../nbs/study/80_runner.ipynb #run-snakemake
 def run_snakemake(command: list[str], plan: Mapping[str, Any], log: Path) -> int:
     "Run Snakemake until it ends, its output in a file; its exit status."
     with hold_study(plan["study"], plan["runs"]), open(log, "w") as output:
@@ -266,7 +266,7 @@ def run_snakemake(command: list[str], plan: Mapping[str, Any], log: Path) -> int
             follow(plan, process)
     return process.returncode
 
-
+# %% ../../nbs/study/80_runner.ipynb #report-waiting
 def report_waiting(plan: Mapping[str, Any], log: Path, status: int) -> None:
     "Print the ends of the logs if runs are still waiting after Snakemake has failed."
     waiting = states(plan).query("state == 'waiting'").experiment.unique()
@@ -308,7 +308,7 @@ def one_gpu(
         else:
             os.environ[VISIBLE] = before
 
-
+# %% ../../nbs/study/80_runner.ipynb #gpu-lock
 def gpu_lock(gpu: str) -> FileLock:
     "The lock of a GPU among this user's jobs on this machine."
     name = f"thesis_ltc-{getpass.getuser()}-gpu-{gpu}.lock"
@@ -353,7 +353,7 @@ def seed_progress(run: Any) -> str:
     left = f", about {duration(run.eta_seconds)} left" if pd.notna(run.eta_seconds) else ""
     return f"seed {run.seed}: epoch {run.epoch:.0f} of {run.epochs:.0f}{left}"
 
-
+# %% ../../nbs/study/80_runner.ipynb #watch
 def watch(plan: Mapping[str, Any], seconds: float = 2.0) -> None:
     "Show a study's summary; in a terminal, renewed while the study runs."
     from rich.console import Console

@@ -77,7 +77,7 @@ def run_places(plan: dict[str, Any]) -> list[str]:
     trunk = [plan["trunk"]] if plan.get("trunk") else []
     return trunk + [f"{cell['id']}/seed{seed}" for cell in plan["cells"] for seed in cell["seeds"]]
 
-
+# %% ../../nbs/study/70_shelf.ipynb #write-shelf
 def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
     "Write the files of a published study from the directories of its runs."
     lines, histories, outputs = [], [], []
@@ -88,10 +88,10 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
         histories.append(read_history(run).assign(**key))
         if (run / PREDICTIONS).exists():
             outputs.append(shelf_predictions(pd.read_parquet(run / PREDICTIONS)).assign(**key))
-    kept = {key: value for key, value in plan.items() if key not in PRIVATE}
+    public = {key: value for key, value in plan.items() if key not in PRIVATE}
     for part in ("fixed", "overrides"):
-        kept[part] = {key: value for key, value in kept.get(part, {}).items() if key != "folder"}
-    write_json(folder / PLAN, kept)
+        public[part] = {key: value for key, value in public.get(part, {}).items() if key != "folder"}
+    write_json(folder / PLAN, public)
     atomic_write(folder / RECORDS, "".join(lines))
     write_table(folder / HISTORIES, histories)
     if outputs:
@@ -143,7 +143,8 @@ class Shelf:
     def history(self, identifier: str, seed: int) -> pd.DataFrame:
         "The curves of one run."
         table = self.histories
-        return table[(table.id == identifier) & (table.seed == seed)].drop(columns=["id", "seed"]).reset_index(drop=True)
+        rows = table[(table.id == identifier) & (table.seed == seed)]
+        return rows.drop(columns=["id", "seed"]).reset_index(drop=True)
 
     @cached_property
     def predictions(self) -> pd.DataFrame | None:
