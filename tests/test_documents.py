@@ -309,8 +309,8 @@ def default_module(page: str) -> str | None:
     if not path.exists():
         return None
     sources = ["".join(cell["source"]) for cell in json.loads(read(path))["cells"]]
-    found = [match[1] for source in sources if (match := re.match(r"#\| default_exp ([\w.]+)", source))]
-    return found[0] if found else None
+    matches = [re.match(r"#\| default_exp ([\w.]+)", source) for source in sources]
+    return next((match[1] for match in matches if match), None)
 
 
 def test_the_api_page_lists_every_module_in_the_order_of_the_notebooks():
@@ -377,8 +377,9 @@ def test_the_lock_file_satisfies_every_range():
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     wanted = [Requirement(line) for group in groups for line in group]
-    lines = [line for line in read(ROOT / "requirements.lock").splitlines() if line and not line.startswith("#")]
-    locked = {canonical(Requirement(line).name): Requirement(line) for line in lines}
+    lines = read(ROOT / "requirements.lock").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    locked = {canonical(pin.name): pin for pin in pins}
     for requirement in wanted:
         if requirement.name == "thesis_ltc":
             continue
@@ -386,8 +387,8 @@ def test_the_lock_file_satisfies_every_range():
         (pin,) = pinned.specifier
         fits = requirement.specifier.contains(pin.version, prereleases=True)
         assert pin.operator == "==" and fits, f"{pinned} is outside {requirement}"
-    of_gpu = [requirement for requirement in locked.values() if re.match("nvidia-|cuda-|triton", requirement.name)]
-    assert of_gpu and all("linux" in str(requirement.marker) for requirement in of_gpu)
+    of_gpu = [pin for pin in pins if re.match("nvidia-|cuda-|triton", pin.name)]
+    assert of_gpu and all("linux" in str(pin.marker) for pin in of_gpu)
 
 
 if __name__ == "__main__":
