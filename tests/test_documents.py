@@ -316,7 +316,8 @@ def default_module(page: str) -> str | None:
 def test_the_api_page_lists_every_module_in_the_order_of_the_notebooks():
     text = read(ROOT / "nbs" / "report" / "90_api.md")
     package = ROOT / "thesis_ltc"
-    modules = [".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("[!_]*.py")]
+    paths = [path.relative_to(package) for path in package.rglob("[!_]*.py")]
+    modules = [".".join(path.with_suffix("").parts) for path in paths]
     ordered = [module for page in listed_pages() if (module := default_module(page))]
     assert sorted(ordered) == sorted(modules)
     assert re.findall(r"automodule:: thesis_ltc\.([\w.]+)", text) == ordered
