@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import GREEN, GREY, ORANGE, embed, escape_dollars, hide_unused, slant_labels
+from .records import head_order
 from .tables import NAMES, contrasts
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess
