@@ -80,7 +80,7 @@ def test_the_cache_key_depends_on_images_and_patients_but_not_on_the_split(textu
     key = duplicates.cache_key(textures)
     split = np.array(["train", "val", "test"] * 2)
     assert duplicates.cache_key(textures.with_split(split, "patient")) == key
-    assert duplicates.cache_key(textures.kept(np.arange(5))) != key
+    assert duplicates.cache_key(textures.subset(np.arange(5))) != key
     pixels = textures.images.copy()
     pixels[0, 0, 0, 0] ^= 1
     assert duplicates.cache_key(replace(textures, images=pixels)) != key
