@@ -261,13 +261,15 @@ def study(
     with report_errors():
         runs = repository() / "runs"
         if watch:
-            return runner.watch(find_plan(Path(name).stem if is_path(name) else name, runs))
-        question = read_study(find_study_file(name), parse_values(set_ or [], lists=True))
+            runner.watch(find_plan(Path(name).stem if is_path(name) else name, runs))
+            return
+        definition = read_study(find_study_file(name), parse_values(set_ or [], lists=True))
         if estimate:
-            return print_estimate(question, runs)
-        if dry_run:
-            return print_dry_run(question, runs, profile)
-        run_study(question, runs, profile)
+            print_estimate(definition, runs)
+        elif dry_run:
+            print_dry_run(definition, runs, profile)
+        else:
+            run_study(definition, runs, profile)
 
 # %% ../nbs/cli/10_cli.ipynb #study-file
 def is_path(name: str) -> bool:

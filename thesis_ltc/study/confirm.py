@@ -28,8 +28,8 @@ from .record import Record, RecordError
 from .run import Block, Prepared, load_images, make_block, prepare, run
 from .shelf import REPLAYS, Shelf, run_places
 from ..training.checkpoint import now
-from ..training.loop import Training, fit_all
 from ..training.imprint import replay
+from ..training.loop import Training, fit_all
 from ..training.recipe import reproducible, resolve_precision
 from ..training.trunk import TrunkError, read_trunk
 

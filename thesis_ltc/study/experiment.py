@@ -26,9 +26,9 @@ import torch
 from ..data.imageset import ImageSet
 from ..heads.classifier import BACKBONES, HEADS, Classifier, classifier, find_head, with_factors
 from ..heads.sentence import CIRCUITS, Sentence
-from ..training.recipe import FORMATS, resolve_device, resolve_precision
 from ..training.loop import Recipe
 from ..training.objective import OBJECTIVES, SETTINGS
+from ..training.recipe import FORMATS, resolve_device, resolve_precision
 from ..training.trunk import Trunk, read_trunk
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-error

@@ -26,11 +26,11 @@ from ..core.provenance import capability, device_name, digest
 from ..data.audit import cross_split_duplicates
 from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier
-from ..heads.memory import memory_of, calibrate_batch_norm
+from ..heads.memory import calibrate_batch_norm, memory_of
 from .record import DataRecord, Device, EpochScores, Scores, Versions
 from ..training.loop import Images, Recipe, score
-from ..training.recipe import autocast
 from ..training.objective import probabilities
+from ..training.recipe import autocast
 
 # %% ../../nbs/study/25_outcome.ipynb #confusion
 def confusion(
@@ -77,7 +77,8 @@ def describe_data(data: ImageSet, data_hash: str) -> DataRecord:
         name=data.name, hash=data_hash, split=data.split_name, counts=data.counts(),
         classes=list(data.classes), licence=data.licence, publishable=data.publishable,
         leakage_accepted=data.accept_leakage, shared_patients=len(data.shared_patients()),
-        same_pictures=len(cross_split_duplicates(data)), left_out=len(data.quarantine), notes=list(data.notes))
+        same_pictures=len(cross_split_duplicates(data)), left_out=len(data.quarantine),
+        notes=list(data.notes))
 
 # %% ../../nbs/study/25_outcome.ipynb #peak-memory
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

@@ -75,7 +75,7 @@ from thesis_ltc.training.checkpoint import (
     save_tensors,
 )
 from ..training.loop import Images, Interrupted, Learner, Training, fit_all, interruptible, predict
-from ..training.recipe import best_epoch, stop_reason, reproducible, resolve_device
+from ..training.recipe import best_epoch, reproducible, resolve_device, stop_reason
 from ..training.resume import load_best
 from ..training.stacked import learner_of
 from ..training.trunk import check_trunk, features_of
@@ -462,7 +462,8 @@ def make_record(job: ResolvedExperiment, prepared: Prepared, training: Training,
     return Record(
         schema=SCHEMA, id=job.id, experiment=job.values, seed=recipe.seed,
         trunk=trunk_record(job, prepared.inputs), data=describe_data(data, job.data_hash),
-        epochs=len(history), stopped=stop_reason([row["val_loss"] for row in history], recipe), metrics=metrics,
+        epochs=len(history), metrics=metrics,
+        stopped=stop_reason([row["val_loss"] for row in history], recipe),
         parameters=Parameters(**parameter_counts(model)), macs=macs(model),
         memory=BeforeAfter(start.memory, memory),
         durations=BeforeAfter(start.durations, durations(model.head)),
