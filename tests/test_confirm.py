@@ -13,12 +13,13 @@ from thesis_ltc.study.confirm import NOT_CHECKABLE, REPRODUCED, by_experiment, r
 from thesis_ltc.study.shelf import Shelf, find_shelves
 
 ASSAY = Shelf(ROOT / "results" / "assay")
+RECORDS = by_experiment(ASSAY)
 RUNS = ROOT / "runs"
 
 
-@pytest.mark.parametrize("identifier", list(by_experiment(ASSAY)))
+@pytest.mark.parametrize("identifier", list(RECORDS))
 def test_every_experiment_of_the_assay_is_reproduced(identifier: str) -> None:
-    answer = replay_experiment(by_experiment(ASSAY)[identifier], ASSAY, RUNS)
+    answer = replay_experiment(RECORDS[identifier], ASSAY, RUNS)
     assert answer.state == REPRODUCED, answer.detail
 
 
@@ -58,7 +59,7 @@ def replayed_by(package: Path, identifier: str) -> str:
 def test_a_changed_text_changes_no_answer_and_a_changed_number_does(tmp_path: Path) -> None:
     package = tmp_path / "thesis_ltc"
     shutil.copytree(ROOT / "thesis_ltc", package, ignore=shutil.ignore_patterns("__pycache__"))
-    identifier = next(name for name in by_experiment(ASSAY) if "rows-ncp_" in name)
+    identifier = next(name for name in RECORDS if "rows-ncp_" in name)
     before = replayed_by(package, identifier)
     for module in package.rglob("*.py"):
         module.write_text(module.read_text() + "\n# reworded\n")

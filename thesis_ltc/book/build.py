@@ -65,10 +65,10 @@ def execute_first(app: Any, env: Any, names: list[str]) -> None:
     "Execute the pages that Sphinx is about to read; one that fails is a warning."
     from sphinx.util.logging import getLogger
 
-    from thesis_ltc.book.execution import execute_pages, progress_line
+    from thesis_ltc.book.execution import execute_pages, execution_line
 
     pages = notebooks_of(env, names)
-    done = execute_pages(Path(app.srcdir), pages.values(), lambda *progress: say(progress_line(*progress)))
+    done = execute_pages(Path(app.srcdir), pages.values(), lambda *progress: say(execution_line(*progress)))
     for one in done:
         if one.error:
             getLogger(__name__).warning("executing the page failed: %s", one.error, location=one.name)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE', 'TIMEOUT', 'Report', 'open_cache', 'is_failed', 'entry_of', 'forget', 'newest_records', 'executed_pages',
            'store', 'NoSignals', 'execute_page', 'Execution', 'longest_first', 'execute_all', 'pages_to_execute',
-           'is_cached', 'execute_pages', 'check_pages', 'print_execution', 'progress_line']
+           'is_cached', 'execute_pages', 'check_pages', 'print_execution', 'execution_line']
 
 # %% ../../nbs/book/58_execution.ipynb #execution-imports
 import asyncio
@@ -204,12 +204,12 @@ def check_pages(
 
 def print_execution(execution: Execution, done: int, total: int) -> None:
     "Print that a page was executed, and its error."
-    print(progress_line(execution, done, total), flush=True)
+    print(execution_line(execution, done, total), flush=True)
     if execution.error:
         print(execution.error, file=sys.stderr, flush=True)
 
 
-def progress_line(execution: Execution, done: int, total: int) -> str:
+def execution_line(execution: Execution, done: int, total: int) -> str:
     "How far the execution of pages is, in a line."
     ended = " FAILED" if execution.error else ""
     return f"{done} of {total} pages executed: {execution.name}, {execution.seconds:.1f} s{ended}"

@@ -24,13 +24,14 @@ from ..core.provenance import TOLERANCE, capability, commit, imprint_difference,
 from ..data.imageset import ImageSet
 from ..heads.sentence import HeadError
 from .experiment import Experiment, ResolvedExperiment, make_id, resolve
-from .record import Record, RecordError
+from .record import Record, RecordError, TrunkRecord
 from .run import Block, Prepared, load_images, make_block, prepare, run
 from .shelf import REPLAYS, Shelf, run_places
 from ..training.checkpoint import now
 from ..training.imprint import replay
-from ..training.loop import Training, fit_all
+from ..training.loop import fit_all
 from ..training.recipe import reproducible, resolve_precision
+from ..training.steps import Training
 from ..training.trunk import TrunkError, read_trunk
 
 # %% ../../nbs/study/75_confirm.ipynb #replay-class
@@ -206,11 +207,12 @@ def confirm(
 ) -> Iterator[tuple[str, Replay]]:  # id, answer; written when all are there
     "Replay the experiments of a published study one after another, and keep the answers on its shelf."
     found = dict(shelf.replays)
-    for identifier, records in by_experiment(shelf).items():
+    groups = by_experiment(shelf)
+    for identifier, records in groups.items():
         if only and identifier not in only:
             continue
         if train_trunk and records[0].trunk is not None:
-            train_trunk_again(shelf, records[0], runs)
+            train_trunk_again(groups, records[0].trunk, runs)
         answer = replay_experiment(records, shelf, runs)
         if answer.state == DIFFERS:
             known = found.get(identifier, {}).get("explanation", "")
@@ -230,8 +232,8 @@ def by_experiment(shelf: Shelf) -> dict[str, list[Record]]:
     return {name: sorted(group, key=lambda record: record.seed) for name, group in groups.items() if group}
 
 
-def train_trunk_again(shelf: Shelf, record: Record, runs: Path) -> None:
-    "Train the trunk of a record into `runs`, unless it is there."
-    for other in shelf.records():
-        if isinstance(other, Record) and (other.id, other.seed) == (record.trunk.run, record.trunk.seed):
-            run(Experiment.of(other.experiment), other.seed, runs)
+def train_trunk_again(groups: dict[str, list[Record]], trunk: TrunkRecord, runs: Path) -> None:
+    "Train a trunk whose record is among those of a shelf into `runs`, unless it is there."
+    for record in groups.get(trunk.run, []):
+        if record.seed == trunk.seed:
+            run(Experiment.of(record.experiment), record.seed, runs)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'KIND_NAMES', 'POSITIVE', 'OF_A_CIRCUIT', 'OF_EVERY_CIRCUIT', 'MODEL_OPTIONS',
            'ExperimentError', 'value', 'ImageFields', 'ModelFields', 'Experiment', 'of_kind', 'refuse_unknown',
-           'choices', 'ranges', 'check_ranges', 'circuit_fields', 'fields_without_effect', 'resolved', 'recipe_of',
-           'recorded_values', 'make_id', 'ResolvedExperiment', 'resolve', 'build_model', 'check_head']
+           'choices', 'ranges', 'check_ranges', 'head_sentence', 'circuit_fields', 'fields_without_effect', 'resolved',
+           'recipe_of', 'resolved_recipe', 'recorded_values', 'make_id', 'ResolvedExperiment', 'resolve', 'build_model',
+           'build_sentence', 'check_head']
 
 # %% ../../nbs/study/10_experiment.ipynb #9d689a4a
 import dataclasses
@@ -24,11 +25,10 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ..data.imageset import ImageSet
-from ..heads.classifier import BACKBONES, HEADS, Classifier, classifier, find_head, with_factors
-from ..heads.sentence import CIRCUITS, Sentence
-from ..training.loop import Recipe
+from ..heads.classifier import BACKBONES, HEADS, Classifier, classifier, find_head
+from ..heads.sentence import CIRCUITS, Sentence, with_factors
 from ..training.objective import OBJECTIVES, SETTINGS
-from ..training.recipe import FORMATS, resolve_device, resolve_precision
+from ..training.recipe import FORMATS, Recipe, resolve_device, resolve_precision
 from ..training.trunk import Trunk, read_trunk
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-error
@@ -130,7 +130,7 @@ class Experiment(ModelFields):
         for name, kind in get_type_hints(Experiment).items():
             object.__setattr__(self, name, of_kind(name, getattr(self, name), kind))
         check_ranges(self)
-        with_factors(find_head(self.head), self.normaliser, self.readout)
+        head_sentence(self)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Experiment":
@@ -220,6 +220,11 @@ def check_ranges(experiment: Experiment) -> None:
             got = getattr(experiment, name)
             raise ExperimentError(f"{name} is {got!r}, but must be {expected}: {FIELDS[name]}")
 
+# %% ../../nbs/study/10_experiment.ipynb #head-sentence
+def head_sentence(experiment: Experiment) -> Sentence:
+    "An experiment's head as a sentence, normaliser and readout applied; raises HeadError."
+    return with_factors(find_head(experiment.head), experiment.normaliser, experiment.readout)
+
 # %% ../../nbs/study/10_experiment.ipynb #fields-with-effect
 OF_A_CIRCUIT = ("elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density", "normaliser", "readout",
                 "circuit_learning_rate")
@@ -274,7 +279,15 @@ def resolved(experiment: Experiment) -> Experiment:
 
 def recipe_of(experiment: Experiment, seed: int) -> Recipe:
     "How the run of a seed is trained."
-    values = vars(resolved(experiment)) | {"seed": seed}
+    return resolved_recipe(resolved(experiment), seed)
+
+
+def resolved_recipe(
+    experiment: Experiment,   # resolved
+    seed: int,
+) -> Recipe:
+    "How the run of a seed is trained."
+    values = vars(experiment) | {"seed": seed}
     return Recipe(**{field.name: values[field.name] for field in fields(Recipe) if field.name in values})
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-id
@@ -318,31 +331,36 @@ class ResolvedExperiment:
 
     def recipe(self, seed: int) -> Recipe:
         "How the run of a seed is trained."
-        return recipe_of(self.experiment, seed)
+        return resolved_recipe(self.experiment, seed)
 
     def model(self, seed: int) -> Classifier:
         "Its classifier as it is before training, on the CPU."
-        return build_model(self.experiment, self.classes, seed)
+        return build_sentence(self.sentence, self.experiment, self.classes, seed)
 
 
 def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
     "Fill in what follows from setting, machine and images, and read the trunk; TrunkError if it is missing."
     filled = resolved(experiment)
-    sentence = with_factors(find_head(filled.head), filled.normaliser, filled.readout)
+    sentence = head_sentence(filled)
     trunk = None if filled.trunk is None else read_trunk(filled.trunk)
     identifier = make_id(recorded_values(filled, trunk), data.digest)
     return ResolvedExperiment(filled, sentence, trunk, len(data.classes), data.digest, identifier)
 
 # %% ../../nbs/study/10_experiment.ipynb #build-model
 MODEL_OPTIONS = (
-    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "normaliser", "wiring_seed",
-    "density", "readout", "dropout", "allow_upsampling")
+    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density", "dropout",
+    "allow_upsampling")
 
 
 def build_model(experiment: Experiment, classes: int, seed: int | None) -> Classifier:
     "An experiment's classifier as it is before training, on the CPU."
+    return build_sentence(head_sentence(experiment), experiment, classes, seed)
+
+
+def build_sentence(sentence: Sentence, experiment: Experiment, classes: int, seed: int | None) -> Classifier:
+    "The classifier of an experiment whose head was read before."
     options = {name: getattr(experiment, name) for name in MODEL_OPTIONS}
-    model = classifier(experiment.head, classes, **options, seed=seed)
+    model = classifier(sentence, classes, **options, seed=seed)
     return model.to(memory_format=FORMATS[experiment.memory_format])
 
 

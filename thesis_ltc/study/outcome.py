@@ -28,9 +28,9 @@ from ..data.imageset import SPLITS, ImageSet
 from ..heads.classifier import Classifier
 from ..heads.memory import calibrate_batch_norm, memory_of
 from .record import DataRecord, Device, EpochScores, Scores, Versions
-from ..training.loop import Images, Recipe, score
-from ..training.objective import probabilities
-from ..training.recipe import autocast
+from ..training.inputs import Images
+from ..training.objective import probabilities, score
+from ..training.recipe import Recipe, autocast
 
 # %% ../../nbs/study/25_outcome.ipynb #confusion
 def confusion(

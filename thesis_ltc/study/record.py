@@ -10,6 +10,7 @@ __all__ = ['STRICT', 'MISSING', 'SCHEMA', 'READABLE', 'RECORD', 'ALWAYS', 'part'
 
 # %% ../../nbs/study/20_record.ipynb #imports
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -216,8 +217,6 @@ def first_fault(error: ValidationError) -> str:
 
 def check_record(record: Record) -> Record:
     "The record itself; raises RecordError for contradictions that types alone don't show."
-    import datetime
-
     classes = len(record.data.classes)
     for when in (record.metrics.best, record.metrics.last):
         for split in (when.train, when.val, when.test):

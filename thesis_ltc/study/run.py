@@ -74,10 +74,12 @@ from thesis_ltc.training.checkpoint import (
     run_lock,
     save_tensors,
 )
-from ..training.loop import Images, Interrupted, Learner, Training, fit_all, interruptible, predict
+from ..training.inputs import Images, predict
+from ..training.loop import Interrupted, fit_all, interruptible
 from ..training.recipe import best_epoch, reproducible, resolve_device, stop_reason
 from ..training.resume import load_best
 from ..training.stacked import learner_of
+from ..training.steps import Learner, Training
 from ..training.trunk import check_trunk, features_of
 
 # %% ../../nbs/study/30_run.ipynb #load-images
@@ -327,7 +329,7 @@ class Prepared:
 
 
 def prepare(block: Block, seeds: list[int], check: Callable[[], None]) -> Prepared:
-    "Build the models of some seeds, put a trunk's weights into them, and measure where they start."
+    "Build the models of some seeds, and put a trunk's weights into them."
     job, experiment = block.job, block.job.experiment
     limited = block.data if experiment.limit is None else block.data.limited(experiment.limit)
     recipe = job.recipe(seeds[0])
@@ -343,9 +345,7 @@ def prepare(block: Block, seeds: list[int], check: Callable[[], None]) -> Prepar
         passes = experiment.passes if experiment.augment else 1
         head, features = models[seeds[0]].head, block.place.parent / "features"
         inputs = features_of(job.trunk, limited, recipe, passes, features, check, head)
-    prepared = Prepared(models, inputs, limited)
-    prepared.starts = {seed: measure_start(prepared, job, seed) for seed in seeds}
-    return prepared
+    return Prepared(models, inputs, limited)
 
 # %% ../../nbs/study/30_run.ipynb #measure-start
 def measure_start(prepared: Prepared, job: ResolvedExperiment, seed: int) -> Start:
@@ -374,6 +374,7 @@ def train_seeds(
     failures: dict[int, Exception] = {}
     try:
         prepared = prepare(block, seeds, check)
+        prepared.starts = {seed: measure_start(prepared, block.job, seed) for seed in seeds}
         trainings += [make_training(block, prepared, seed, statuses[seed]) for seed in seeds]
         report = show if block.echo is None else (lambda histories: None)
         fit_all(trainings, prepared.limited, check, prepared.inputs, block.learner, report)

@@ -140,11 +140,15 @@ class Shelf:
         "The curves: id, seed, epoch and a column a score."
         return pd.read_parquet(self.folder / HISTORIES)
 
+    @cached_property
+    def histories_by_run(self) -> dict[tuple[str, int], pd.DataFrame]:
+        "The curves of each run, by experiment and seed."
+        parts = self.histories.groupby(["id", "seed"], observed=True, sort=False)
+        return {key: part.drop(columns=["id", "seed"]).reset_index(drop=True) for key, part in parts}
+
     def history(self, identifier: str, seed: int) -> pd.DataFrame:
         "The curves of one run."
-        table = self.histories
-        rows = table[(table.id == identifier) & (table.seed == seed)]
-        return rows.drop(columns=["id", "seed"]).reset_index(drop=True)
+        return self.histories_by_run[identifier, seed]
 
     @cached_property
     def predictions(self) -> pd.DataFrame | None:

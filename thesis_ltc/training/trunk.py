@@ -27,7 +27,7 @@ from ..core.provenance import device_name, digest
 from ..core.streams import generator
 from ..data.imageset import ImageSet
 from ..heads import CRNet
-from ..heads.classifier import Head
+from ..heads.head import Head
 from .checkpoint import load_model, load_tensors, now, run_lock
 from .inputs import Images
 from .recipe import FORMATS, Recipe, autocast
