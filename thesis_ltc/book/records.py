@@ -220,7 +220,8 @@ def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     keys = zip(records.id, records.seed, strict=True)
     part = records.loc[pd.Series([key in wanted for key in keys], index=records.index, dtype=bool)]
     trunk = records[is_trunk(records, plan)]
-    part.attrs = records.attrs | ({"trunk": trunk.iloc[0].to_dict()} if len(trunk) else {})
+    plain = trunk.drop(columns=["record", "shelf"])   # pandas copies attributes in depth with every new table
+    part.attrs = records.attrs | ({"trunk": plain.iloc[0].to_dict()} if len(trunk) else {})
     return part
 
 

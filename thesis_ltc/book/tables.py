@@ -133,7 +133,8 @@ def experiment_groups(records: pd.DataFrame, signs: pd.Series) -> list[pd.DataFr
 def device_text(group: pd.DataFrame) -> str:
     "Where some runs were made."
     texts = set()
-    for run in group.itertuples():
+    columns = ["device_name", "device_kind", "threads", "precision"]
+    for run in group[columns].drop_duplicates().itertuples():
         threads = f", {run.threads} thread{'s' * (run.threads > 1)}" if run.device_kind == "cpu" else ""
         texts.add(f"{run.device_name}{threads}, {run.precision}")
     return "; ".join(sorted(texts))
