@@ -110,11 +110,13 @@ BAND = {"alpha": 0.18, "linewidth": 0}
 
 
 def draw_metric(axis: Axes, history: pd.DataFrame, metric: str, legend: bool) -> None:
-    "Draw one metric by epoch, training and validation, with a band over the seeds."
+    "Draw one metric by epoch, training and validation, with a band from the lowest to the highest seed."
     for part, label, dashes in (("train", "training", "-"), ("val", "validation", "--")):
-        line = {"label": label, "linestyle": dashes, "legend": legend}
-        band = {"errorbar": ("pi", 100), "err_kws": BAND}
-        sns.lineplot(history, x="epoch", y=f"{part}_{metric}", ax=axis, **line, **band)
+        seeds = history.groupby("epoch")[f"{part}_{metric}"].agg(["mean", "min", "max"])
+        axis.plot(seeds.index, seeds["mean"], linestyle=dashes, label=label)
+        axis.fill_between(seeds.index, seeds["min"], seeds["max"], **BAND)
+    if legend:
+        axis.legend()
     axis.set(xlabel="epoch", ylabel=metric)
     axis.xaxis.get_major_locator().set_params(integer=True)
 

@@ -37,7 +37,8 @@ TAGS = {  # directive: the value that matters, and the tag of MyST-NB
     "echo": ("false", "remove-input"), "hide_input": ("", "remove-input"),
     "output": ("false", "remove-output"), "hide_output": ("", "remove-output"),
     "code-fold": ("true", "hide-input"), "eval": ("false", "skip-execution"),
-    "slow": ("", "skip-execution"), "gpu": ("", "skip-execution"),
+    "battery": ("", "skip-execution"), "slow": ("", "skip-execution"),
+    "gpu": ("", "skip-execution"),
 }
 
 # %% ../../nbs/book/52_pages.ipynb #only-imports

@@ -11,7 +11,7 @@ __all__ = ['FACTORS', 'SCORES', 'SCORE_COLUMNS', 'COLUMNS', 'DEFAULTS', 'HISTORY
 # %% ../../nbs/book/10_records.ipynb #a9048f36
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,8 @@ def varied_factors(records: pd.DataFrame) -> list[str]:
     for name in FACTORS:
         if name in LABELS or follows_setting(records, name):
             continue
-        concerned = records["head"].map(partial(has_effect, name)).astype(bool)
-        if records[concerned][name].map(factor_text).nunique() > 1:
+        pairs = set(zip(records["head"], records[name], strict=True))
+        if len({factor_text(value) for head, value in pairs if has_effect(name, head)}) > 1:
             varied.append(name)
     return [*LABELS, *varied]
 
