@@ -9,6 +9,7 @@ __all__ = ['BAND', 'VERDICT_COLOURS', 'AGAINST', 'TITLES', 'NotPublishable', 're
            'draw_verdicts', 'draw_travel']
 
 # %% ../../nbs/book/40_figures.ipynb #58256d68
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,10 +140,14 @@ def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     columns = min(4, len(heads))
     rows = -(-len(heads) // columns)
     size = max(2.4, 1.85 * columns), 1.7 * rows + 0.2
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    grid = {"wspace": 0.12, "hspace": 0.62}   # of equal panels, which need no search for a layout
+    shared = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="none", gridspec_kw=grid, **shared)
     for axis, head in zip(axes.flat, heads, strict=False):
         draw_metric(axis, history[history["head"] == head], "accuracy", legend=head == heads[0])
-        axis.set(title=head, ylim=(0, 1))
+        axis.set_title(textwrap.fill(head, 24), fontsize=7)   # a sentence needs two lines
+        axis.set_ylim(0, 1)
+        axis.label_outer()
     hide_unused(axes, len(heads))
     for axis in axes.flat[max(0, len(heads) - columns) : len(heads)]:  # the lowest in its column
         axis.tick_params(labelbottom=True)
