@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROGRAMS', 'RECTANGLE', 'softplus', 'logistic', 'synapse_parameters', 'membranes', 'spread', 'rate_of',
-           'read_sensory', 'unfold', 'read_kernel', 'zero_sums', 'add_gate', 'store_synapses', 'reverse_steps',
-           'reverse_sensory', 'reverse_kernel', 'make_table', 'table_of', 'multiprocessors', 'kernel_sizes', 'warps',
-           'read_shape', 'reverse_shape', 'forward', 'duration_gradients', 'backward']
+           'read_sensory', 'unfold', 'read_kernel', 'reverse_quotient', 'zero_sums', 'add_gate', 'store_synapses',
+           'store_membranes', 'reverse_steps', 'reverse_sensory', 'reverse_kernel', 'make_table', 'table_of',
+           'multiprocessors', 'kernel_sizes', 'warps', 'read_shape', 'reverse_shape', 'forward', 'duration_gradients',
+           'backward']
 
 # %% ../../nbs/ltc/50_gpu.ipynb #27fca9ce
 from collections.abc import Sequence
@@ -166,6 +167,14 @@ def read_kernel(
 
 # %% ../../nbs/ltc/50_gpu.ipynb #gate-sums
 @triton.jit
+def reverse_quotient(potentials, inverses, i, real, gradient, after):
+    "Potential before an unfold, and the gradients of numerator and denominator of the potential after it."
+    before = tl.load(potentials + i, real, 0.0)
+    grad_n = gradient * tl.load(inverses + i, real, 0.0)
+    return before, grad_n, -grad_n * after
+
+
+@triton.jit
 def zero_sums(ROWS: tl.constexpr, DEGREE: tl.constexpr):
     "Sums of P, Q, Z and Z (x - midpoint), before the first gate is added."
     zero = tl.zeros([ROWS, DEGREE], tl.float32)
@@ -192,6 +201,17 @@ def store_synapses(
     tl.store(place + 2 * count, -slope * weight * sum_z, exists)
     tl.store(place + 3 * count, sum_p * weight, exists)
 
+
+@triton.jit
+def store_membranes(
+    gradients, first, neurons, i, stored_capacitance, stored_leak, leak, sum_capacitance, sum_leak, sum_n
+):
+    "Gradients of capacitance, leak and leak reversal of the neurons i."
+    place, exists = gradients + first + i, i < neurons
+    tl.store(place, sum_capacitance * logistic(stored_capacitance), exists)
+    tl.store(place + neurons, sum_leak * logistic(stored_leak), exists)
+    tl.store(place + 2 * neurons, sum_n * leak, exists)
+
 # %% ../../nbs/ltc/50_gpu.ipynb #reverse-steps
 @triton.jit
 def reverse_steps(
@@ -212,8 +232,7 @@ def reverse_steps(
     scale = tl.load(parameters + at_output + i, moving, 0.0)
     sum_p, sum_q, sum_z, sum_zx = zero_sums(ROWS, DEGREE)
     zero = tl.zeros([ROWS], tl.float32)
-    grad_capacitance, grad_leak, sum_n = zero, zero, zero
-    grad_scale, grad_shift = zero, zero
+    grad_capacitance, grad_leak, sum_n, grad_scale, grad_shift = zero, zero, zero, zero, zero
     for sample in range(first, batch, programs):
         place = circuit * batch + sample
         rows = saved + place * (1 + 2 * steps * unfolds) * neurons
@@ -229,17 +248,16 @@ def reverse_steps(
             step_n, step_d, grad_rate = zero, zero, zero
             for other in range(unfolds):
                 m = (t + 1) * unfolds - 1 - other
-                before = tl.load(rows + m * neurons + i, real, 0.0)
-                grad_n = gradient * tl.load(rows + (steps * unfolds + 1 + m) * neurons + i, real, 0.0)
-                grad_d, moved = -grad_n * after, grad_n * (before - after)
+                start, inverse = rows + m * neurons, rows + (steps * unfolds + 1 + m) * neurons
+                before, grad_n, grad_d = reverse_quotient(start, inverse, i, real, gradient, after)
+                moved = grad_n * (before - after)
                 grad_capacitance += moved * rate
                 grad_leak += grad_n * (rest - after)
                 grad_rate += moved * capacitance
                 step_n, step_d = step_n + grad_n, step_d + grad_d
+                into_n, into_d = spread(grad_n, j, ROWS, DEGREE), spread(grad_d, j, ROWS, DEGREE)
                 z, sum_p, sum_q, sum_z, sum_zx = add_gate(
-                    spread(grad_n, j, ROWS, DEGREE), spread(grad_d, j, ROWS, DEGREE),
-                    before[:, None] - midpoint, slope, reversal, sum_p, sum_q, sum_z, sum_zx,
-                )
+                    into_n, into_d, before[:, None] - midpoint, slope, reversal, sum_p, sum_q, sum_z, sum_zx)
                 gradient = grad_n * (rate * capacitance) + tl.sum(z * slope * weight, 1)
                 after = before
             sum_n += step_n
@@ -248,12 +266,10 @@ def reverse_steps(
             tl.store(rate_gradient + step, tl.sum(grad_rate, 0))
         tl.store(state_gradient + place * neurons + i, gradient, real)
     store_synapses(
-        gradients, at_recurrent, synapses, k, stored, weight, slope, reversal, sum_p, sum_q, sum_z, sum_zx
-    )
-    membrane = gradients + at_membrane + i
-    tl.store(membrane, grad_capacitance * logistic(stored_capacitance), real)
-    tl.store(membrane + neurons, grad_leak * logistic(stored_leak), real)
-    tl.store(membrane + 2 * neurons, sum_n * leak, real)
+        gradients, at_recurrent, synapses, k, stored, weight, slope, reversal, sum_p, sum_q, sum_z, sum_zx)
+    store_membranes(
+        gradients, at_membrane, neurons, i, stored_capacitance, stored_leak, leak, grad_capacitance,
+        grad_leak, sum_n)
     tl.store(gradients + at_output + i, grad_scale, moving)
     tl.store(gradients + at_output + motors + i, grad_shift, moving)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NCPS_NAMES', 'check_sequence', 'check_state', 'check_positive', 'step_durations', 'without_autocast',
            'SynapseParameters', 'CircuitParameters', 'ncps_index', 'copy_weights', 'check_ncps', 'wiring_of_cell',
-           'LTC']
+           'check_circuit', 'LTC']
 
 # %% ../../nbs/ltc/70_network.ipynb #imports
 import copy
@@ -18,7 +18,7 @@ import ncps.torch
 import torch
 from torch import Tensor, nn
 
-from .cell import initial_parameters, read_reference, trajectory, wiring_tensors
+from .cell import initial_parameters, read_reference, wiring_tensors
 from .layout import EPSILON, KINDS, MAPS, MEMBRANE, PARAMETERS, SYNAPSE, check_backend
 from .operator import functorch_active, read_sequence, resolve_backend
 from .wiring import Wiring, from_ncps
@@ -124,6 +124,11 @@ class CircuitParameters(nn.Module):
         sensory, recurrent = self.sensory._buffers, self.recurrent._buffers
         return [sensory["source"], sensory["target"], recurrent["source"], recurrent["target"]]
 
+    def extra_repr(self) -> str:
+        wiring = self.wiring
+        neurons = f"{wiring.sensory} sensory, {wiring.neurons} neurons, {wiring.motor} of them motor"
+        return f"{neurons}, {wiring.synapses} synapses"
+
 # %% ../../nbs/ltc/70_network.ipynb #ncps-names
 NCPS_NAMES = {
     "sensory.weight": "sensory_w", "sensory.slope": "sensory_sigma", "sensory.midpoint": "sensory_mu",
@@ -181,6 +186,16 @@ def wiring_of_cell(cell: ncps.torch.LTCCell) -> Wiring:
         setattr(wiring, name, getattr(wiring, name) * mask.detach().bool().cpu().numpy())
     return from_ncps(wiring)
 
+# %% ../../nbs/ltc/70_network.ipynb #check-circuit
+def check_circuit(wiring: Wiring, unfolds: int, backend: str) -> None:
+    "Raise ValueError for what a circuit can't be made of."
+    if type(unfolds) is not int or unfolds < 1:
+        raise ValueError(f"unfolds is {unfolds!r}, but must be a whole number, at least 1")
+    check_backend(backend)
+    if not isinstance(wiring, Wiring):
+        advice = "thesis_ltc.ltc.ncp makes one, and thesis_ltc.ltc.from_ncps converts one of ncps"
+        raise ValueError(f"wiring is {type(wiring).__name__}, but must be a Wiring; {advice}")
+
 # %% ../../nbs/ltc/70_network.ipynb #ltc
 class LTC(CircuitParameters):
     """A circuit of liquid time-constant neurons that reads a sequence step by step.
@@ -200,12 +215,7 @@ class LTC(CircuitParameters):
         unfolds: int = 6,        # solver sub-steps in a step
         backend: str = "auto",   # auto (the fastest available), reference, numba, or triton
     ) -> None:
-        if type(unfolds) is not int or unfolds < 1:
-            raise ValueError(f"unfolds is {unfolds!r}, but must be a whole number, at least 1")
-        check_backend(backend)
-        if not isinstance(wiring, Wiring):
-            advice = "thesis_ltc.ltc.ncp makes one, and thesis_ltc.ltc.from_ncps converts one of ncps"
-            raise ValueError(f"wiring is {type(wiring).__name__}, but must be a Wiring; {advice}")
+        check_circuit(wiring, unfolds, backend)
         super().__init__(wiring)
         self.unfolds, self.backend = unfolds, backend
 
@@ -227,11 +237,6 @@ class LTC(CircuitParameters):
         state = check_state(sequence, state, self.wiring)
         return sequence, durations, state, self.parameter_list(), self.wiring_list(), self.unfolds
 
-    def trajectory(
-        self, sequence: Tensor, elapsed: float | Tensor = 1.0, state: Tensor | None = None
-    ) -> list[Tensor]:
-        "Potentials (neurons, batch) at the start and after each sub-step: 1 + steps * unfolds of them."
-        return trajectory(*self.arguments(sequence, elapsed, state))
 
     @classmethod
     def from_ncps(cls, rnn: ncps.torch.LTC, backend: str = "auto") -> "LTC":
@@ -250,6 +255,4 @@ class LTC(CircuitParameters):
         return rnn
 
     def extra_repr(self) -> str:
-        wiring = self.wiring
-        neurons = f"{wiring.sensory} sensory, {wiring.neurons} neurons, {wiring.motor} of them motor"
-        return f"{neurons}, {wiring.synapses} synapses, unfolds={self.unfolds}, backend={self.backend!r}"
+        return f"{super().extra_repr()}, unfolds={self.unfolds}, backend={self.backend!r}"

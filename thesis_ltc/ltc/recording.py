@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cell import constrained, synapses_of
+from .cell import constrained, synapses_of, trajectory
 from .network import LTC, without_autocast
 
 # %% ../../nbs/ltc/80_recording.ipynb #recording-code
@@ -32,7 +32,8 @@ def record(
 ) -> Recording:
     "Read a sequence and keep all potentials and conductances."
     with without_autocast(sequence):
-        potentials = torch.stack(circuit.trajectory(sequence, elapsed, state), 1)  # (neurons, moments, batch)
+        moments = trajectory(*circuit.arguments(sequence, elapsed, state))
+        potentials = torch.stack(moments, 1)                                       # (neurons, moments, batch)
         values, wiring = constrained(circuit.parameter_list()), circuit.wiring_list()
         sensory, recurrent = (
             synapses_of(kind, values, wiring, circuit.wiring.neurons) for kind in ("sensory", "recurrent")
