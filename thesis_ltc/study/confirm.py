@@ -203,8 +203,8 @@ def confirm(
     runs: Path,                     # where weights of trunks may lie
     train_trunk: bool = False,      # train a trunk again whose weights are gone
     only: Sequence[str] = (),       # ids; by default all
-    explanation: str = "",          # of those that differ
-) -> Iterator[tuple[str, Replay]]:  # id, answer; written when all are there
+    explanation: str = "",          # of those that aren't reproduced
+) -> Iterator[tuple[str, Replay]]:  # id, answer
     "Replay the experiments of a published study one after another, and keep the answers on its shelf."
     found = dict(shelf.replays)
     groups = by_experiment(shelf)
@@ -214,13 +214,13 @@ def confirm(
         if train_trunk and records[0].trunk is not None:
             train_trunk_again(groups, records[0].trunk, runs)
         answer = replay_experiment(records, shelf, runs)
-        if answer.state == DIFFERS:
-            known = found.get(identifier, {}).get("explanation", "")
-            answer = replace(answer, explanation=explanation or known)
-        if answer.state != NOT_CHECKABLE or identifier not in found:
+        before = found.get(identifier, {})
+        if answer.state != REPRODUCED:
+            answer = replace(answer, explanation=explanation or before.get("explanation", ""))
+        if answer.state != NOT_CHECKABLE or before.get("state", NOT_CHECKABLE) == NOT_CHECKABLE:
             found[identifier] = asdict(answer)
+        write_json(shelf.folder / REPLAYS, {"experiments": found})   # each is kept if the next is stopped
         yield identifier, answer
-    write_json(shelf.folder / REPLAYS, {"experiments": found})
 
 
 def by_experiment(shelf: Shelf) -> dict[str, list[Record]]:
