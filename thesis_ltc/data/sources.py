@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'ROW_ORDER_NOTE', 'FASHION_LICENCE', 'COVID_CT_FOLDERS', 'COVID_CT_PAIRS', 'CONFLICT', 'COVID_CT', 'FORMAT',
-           'READERS', 'SOURCES', 'WITHOUT_FOLDER', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits', 'row_orders',
-           'read_row_order', 'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures',
-           'manifest_patients', 'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes',
-           'read_image_folder', 'reader_digest', 'fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist',
-           'covid_ct', 'own_images', 'place_of', 'read', 'check_split', 'draw_split', 'without_listed', 'load']
+           'SOURCES', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits', 'row_orders', 'read_row_order',
+           'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures', 'manifest_patients',
+           'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes', 'read_image_folder', 'reader_digest',
+           'fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist', 'covid_ct', 'own_images', 'Source',
+           'place_of', 'read', 'check_split', 'draw_split', 'without_listed', 'load']
 
 # %% ../../nbs/data/40_sources.ipynb #30dfe45b
 import csv
@@ -355,21 +355,31 @@ def own_images(name: str, folder: Path | None) -> ImageSet:
     return cached(name, identity, lambda: read_image_folder(name, found))
 
 # %% ../../nbs/data/40_sources.ipynb #place-of
-READERS = {
-    "digits": digits, "row-order": row_order, "fashion-mnist": fashion_mnist, "covid-ct": covid_ct,
-    "folder": own_images,
-}
+class Source(NamedTuple):
+    "How a named image set is read."
+
+    read: Callable[[str, Path | None], ImageSet]   # by its name and its place
+    needs_folder: bool
+    meaning: str
+
+
 SOURCES = {
-    "digits": "1,797 handwritten digits, 8 x 8 px, ten classes; inside scikit-learn, always there",
-    "row-order": "3,594 pictures made of the digits, 8 x 8 px, two classes: the rows of each digit in one "
-                 "order, and in another; made to test whether a head sees an order",
-    "fashion-mnist": "70,000 pictures of clothes, 28 x 28 px, ten classes; fetched once, 30 MB",
-    "covid-ct": "746 CT pictures cut from papers, COVID-19 or not; the UCSD folder, in "
-                "THESIS_LTC_DATA/covid-ct or folder=DIR",
-    "folder": "your own: a folder with one subfolder a class, or with a manifest.csv, or a packed set; "
-              "folder=PATH, or its name in THESIS_LTC_DATA",
+    "digits": Source(digits, False, "1,797 handwritten digits, 8 x 8 px, ten classes; part of scikit-learn"),
+    "row-order": Source(
+        row_order, False,
+        "3,594 images made from the digits, 8 x 8 px, two classes: the rows of each digit in one order and in "
+        "another; tests whether a head sees the order"),
+    "fashion-mnist": Source(
+        fashion_mnist, False, "70,000 images of clothes, 28 x 28 px, ten classes; downloaded once, 30 MB"),
+    "covid-ct": Source(
+        covid_ct, True,
+        "746 CT images cut from papers, COVID-19 or not; the UCSD folder, in THESIS_LTC_DATA/covid-ct or "
+        "folder=DIR"),
+    "folder": Source(
+        own_images, True,
+        "your own images: a folder with one subfolder for each class, or with a manifest.csv, or a packed set; "
+        "folder=PATH, or its name in THESIS_LTC_DATA"),
 }
-WITHOUT_FOLDER = ("digits", "row-order", "fashion-mnist")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 # %% ../../nbs/data/40_sources.ipynb #place-of2
@@ -390,18 +400,19 @@ def read(name: str, folder: str | Path | None) -> ImageSet:
     if not re.fullmatch(NAME_PATTERN, name):
         expected = "letters, digits, dots, dashes and underscores, at most 64"
         raise DataError(f"{name!r} is no name of an image set; expected {expected}")
-    if name in WITHOUT_FOLDER:
+    source = SOURCES.get(name)
+    if source and not source.needs_folder:
         if folder is not None:
             remedy = "leave it away, or give your own images another name"
             raise DataError(f"{name} needs no folder, but got {str(folder)!r}; {remedy}")
-        return READERS[name](name, None)
+        return source.read(name, None)
     place = place_of(name, folder)
-    if name not in READERS and folder is None and not (place and place.exists()):
+    if not source and folder is None and not (place and place.exists()):
         looked = f"there is neither {place} nor {place.name}.zip" if place else "THESIS_LTC_DATA is not set"
         raise DataError(
             f"no image set is called {name!r} ({looked}); known are {', '.join(SOURCES)}. "
             "For your own images give folder=PATH, a folder with one subfolder a class or a packed set")
-    return READERS.get(name, own_images)(name, place)
+    return (source or SOURCES["folder"]).read(name, place)
 
 # %% ../../nbs/data/40_sources.ipynb #check-split
 def check_split(split: str, repeat: int, folds: int | None, fold: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..heads.circuit import ClosedForm
 from ..ltc import LTC
-from .objective import FORMULAS, one_hot_targets
+from .objective import OBJECTIVES, one_hot_targets
 from .recipe import autocast
 from .steps import Learner, Training, parameter_groups, set_learning_rate
 
@@ -191,7 +191,7 @@ class StackedLearner(Learner):
         masks = self.network.draw_masks(batch, [dropout_seeds[member] for member in members])
         with autocast(self.recipe):
             logits = torch.vmap(self.network)(stack.parameters, stack.buffers, batch, masks)
-        losses = torch.vmap(FORMULAS[self.recipe.objective])(*one_hot_targets(logits, labels))
+        losses = torch.vmap(OBJECTIVES[self.recipe.objective])(*one_hot_targets(logits, labels))
         stack.optimiser.zero_grad()
         losses.sum().backward()
         lengths = stack.gradient_lengths()

@@ -19,7 +19,7 @@ from ..core.provenance import Imprint, digest
 from ..core.streams import key
 from ..data.imageset import ImageSet
 from .inputs import Images, epoch_batches
-from .objective import FORMULAS, one_hot_targets
+from .objective import OBJECTIVES, one_hot_targets
 from .recipe import Recipe, autocast, scheduled_rate, stop_reason
 
 # %% ../../nbs/training/24_steps.ipynb #parameter-groups
@@ -101,7 +101,7 @@ def train_on(training: Training, batch: Tensor, labels: Tensor, dropout_seed: in
     torch.manual_seed(dropout_seed)
     with autocast(training.recipe):
         logits = training.model(batch)
-    loss = FORMULAS[training.recipe.objective](*one_hot_targets(logits, labels))
+    loss = OBJECTIVES[training.recipe.objective](*one_hot_targets(logits, labels))
     training.optimiser.zero_grad()
     loss.backward()
     gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
