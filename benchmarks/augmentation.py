@@ -1,33 +1,31 @@
-"""Augmentation of a whole batch beside torchvision v2 sample by sample, and beside a training step.
+"""Compare augmentation of a whole batch with torchvision v2 sample by sample, and with a training step.
 
-    python benchmarks/augmentation.py [--rounds 15] [--batch 64]
+    python benchmarks/augmentation.py [--rounds 15] [--batch 64] [--image-size 224]
 
-All are measured in turn in one process, on a quiet machine. Medians and quartiles, with device and versions,
-go to results/benchmarks/augmentation.json, which the book shows.
+All calls take turns in one process; the machine must be quiet. Medians and quartiles, with the device and the
+versions, are written to results/benchmarks/augmentation.json. The book shows them.
 """
 import argparse
-import os
-import platform
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 import torchvision
+from timing import call_seconds, environment, result_path
 from torchvision.transforms import v2
 
-from thesis_ltc.core.files import repository, write_json
+from thesis_ltc.core.files import write_json
 from thesis_ltc.core.streams import generator
 from thesis_ltc.data.augment import Augmentation, preprocess
 from thesis_ltc.heads import classifier
-from thesis_ltc.training.recipe import resolve_precision
 from thesis_ltc.training.objective import OBJECTIVES
+from thesis_ltc.training.recipe import resolve_precision
 
 WARM_UP = 2   # rounds that are not measured
 
 
 def torchvision_v2(image_size: int) -> v2.Compose:
-    "The report's list in torchvision's terms, for a single image (1, H, W) uint8."
+    "The report's augmentation as transforms of torchvision, for one image (1, H, W) of uint8."
     bilinear = v2.InterpolationMode.BILINEAR
     blurs = [v2.GaussianBlur(side) for side in (3, 5, 7)]
     return v2.Compose([
@@ -43,7 +41,7 @@ def torchvision_v2(image_size: int) -> v2.Compose:
 
 
 def training_step(images: torch.Tensor, image_size: int, precision: str) -> Callable[[], None]:
-    "A function that trains the full network with fully connected layers on one batch."
+    "A function that takes one step of the whole network `fc` on one batch."
     model = classifier("fc", image_size=image_size, seed=0).to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(model.parameters())
     labels = torch.arange(len(images)) % 2
@@ -59,15 +57,14 @@ def training_step(images: torch.Tensor, image_size: int, precision: str) -> Call
     return step
 
 
-def measure(jobs: Mapping[str, Callable[[], object]], rounds: int) -> list[dict[str, float | str]]:
-    "Quartiles of each job's seconds; the jobs take turns."
-    seconds = {name: [] for name in jobs}
+def measure(calls: Mapping[str, Callable[[], object]], rounds: int) -> list[dict[str, float | str]]:
+    "Quartiles of the seconds of each call; the calls take turns."
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + WARM_UP):
-        for name, job in jobs.items():
-            began = time.perf_counter()
-            job()
+        for name, call in calls.items():
+            duration = call_seconds(call, "cpu")
             if number >= WARM_UP:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(duration)
     rows = []
     for name, values in seconds.items():
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).round(5).tolist()
@@ -75,44 +72,55 @@ def measure(jobs: Mapping[str, Callable[[], object]], rounds: int) -> list[dict[
     return rows
 
 
-def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", type=int, default=15)
-    words.add_argument("--batch", type=int, default=64)
-    words.add_argument("--image-size", type=int, default=224)
-    options = words.parse_args()
+def measure_batch(size: int, image_size: int, rounds: int) -> list[dict[str, float | str]]:
+    "One row each for our augmentation, torchvision's, and a training step, on one batch."
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (options.batch, 1, 256, 256), dtype=torch.uint8)
+    images = torch.randint(0, 256, (size, 1, 256, 256), dtype=torch.uint8)
     precision = resolve_precision("auto", "cpu")
     stream = generator(0, "benchmark")
-    ours = Augmentation(options.image_size)
-    theirs = torchvision_v2(options.image_size)
-    step = training_step(images, options.image_size, precision)
-    rows = measure({
+    ours = Augmentation(image_size)
+    theirs = torchvision_v2(image_size)
+    return measure({
         "augmentation, the whole batch at once": lambda: ours(images, stream),
         "torchvision v2, sample by sample": lambda: [theirs(image) for image in images],
-        f"training step of fc at full width, {precision}": step,
-    }, options.rounds)
-    augmentation, peer, training = (row["median"] for row in rows)
-    path = repository() / "results" / "benchmarks" / "augmentation.json"
-    write_json(path, {
-        "batch": options.batch,
-        "image_size": options.image_size,
-        "rounds": options.rounds,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "device": torch.cpu.get_capabilities()["cpu_name"],
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "rows": rows,
-        "times_faster_than_torchvision": round(peer / augmentation, 2),
-        "share_of_a_training_step": round(augmentation / training, 4),
-    })
+        f"training step of fc at full width, {precision}": training_step(images, image_size, precision),
+    }, rounds)
+
+
+def show(rows: list[dict[str, float | str]]) -> None:
+    "Print a line for each row, in milliseconds."
     for row in rows:
         low, median, high = (f"{1e3 * row[name]:.1f}" for name in ("low", "median", "high"))
         print(f"{row['what']:45} {median:>8} ms  ({low} to {high})")
+
+
+def parse_arguments() -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=224)
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse_arguments()
+    rows = measure_batch(given.batch, given.image_size, given.rounds)
+    augmentation, peer, training = (row["median"] for row in rows)
     times, share = peer / augmentation, augmentation / training
+    path = result_path("augmentation", "cpu")
+    write_json(path, {
+        "batch": given.batch,
+        "image_size": given.image_size,
+        "rounds": given.rounds,
+        "threads": torch.get_num_threads(),
+        **environment("cpu"),
+        "torchvision": str(torchvision.__version__),
+        "rows": rows,
+        "times_faster_than_torchvision": round(times, 2),
+        "share_of_a_training_step": round(share, 4),
+    })
+    show(rows)
     print(f"{times:.1f} times as fast as torchvision; {share:.1%} of a training step\nwritten: {path}")
 
 

@@ -1,15 +1,15 @@
-"""Time a study of one head on a frozen trunk, from images to records, and its training with circuits of ncps.
+"""Time a study of one head on a frozen trunk, from images to records, and its training with ncps.
 
     python benchmarks/frozen.py [--data NAME] [--head ncp-z] [--image-size 136] [--seeds 20] [--epochs 100]
-                                [--trunk DIR]
+                                [--width 1.0] [--trunk DIR]
 
-The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk a whole network is first
+The data are covid-ct where THESIS_LTC_DATA has them, else digits. Without a trunk, a whole network is first
 trained for 12 epochs, which is not timed. Timed are the trunk's maps, the training of all seeds, their tests
-and records. Seconds go to results/benchmarks/frozen.json (on a GPU: frozen-gpu.json) and into the book.
+and records. Seconds are written to results/benchmarks/frozen.json (on a GPU: frozen-gpu.json). The book shows
+them.
 """
 import argparse
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,11 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from steps import with_ncps
+from timing import environment, result_path
 
-from thesis_ltc.core.files import repository, write_json
-from thesis_ltc.core.provenance import device_name
+from thesis_ltc.core.files import write_json
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.study import Experiment, run, run_seeds
 from thesis_ltc.study.experiment import build_model, recipe_of, resolved
@@ -44,7 +43,7 @@ def silent(history: list) -> None:
 
 @contextmanager
 def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
-    "Note the seconds that the block took."
+    "Store the seconds that the block takes under a name, and print them."
     began = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - began
@@ -52,7 +51,7 @@ def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def frozen_experiment(given: argparse.Namespace, data: ImageSet, folder: str) -> Experiment:
-    "The experiment with its trunk, which is trained now if none was given."
+    "The experiment on its trunk; without --trunk the trunk is trained first."
     whole = Experiment(data=given.data, head="fc", image_size=given.image_size, width=given.width, epochs=12)
     trunk = given.trunk
     if trunk is None:
@@ -62,7 +61,7 @@ def frozen_experiment(given: argparse.Namespace, data: ImageSet, folder: str) ->
 
 
 def maps_of(experiment: Experiment, data: ImageSet, folder: str) -> Images:
-    "The trunk's maps, pooled as the head wants them, where run_seeds will find them."
+    "The trunk's maps, pooled for the head and saved where `run_seeds` looks for them."
     head = build_model(experiment, len(data.classes), 0).head
     recipe, place = recipe_of(experiment, 0), Path(folder) / "features"
     with reproducible(experiment.threads):
@@ -70,7 +69,7 @@ def maps_of(experiment: Experiment, data: ImageSet, folder: str) -> Images:
 
 
 def train_with_ncps(experiment: Experiment, data: ImageSet, inputs: Images, seeds: int, folder: str) -> None:
-    "Train the seeds one after another, circuits computed by ncps."
+    "Train the seeds one after another, with circuits computed by ncps."
     for seed in range(seeds):
         place = Path(folder) / "ncps" / str(seed)
         place.mkdir(parents=True)
@@ -78,9 +77,8 @@ def train_with_ncps(experiment: Experiment, data: ImageSet, inputs: Images, seed
         fit_all([Training(network, recipe_of(experiment, seed), place)], data, inputs=inputs)
 
 
-def measure(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    "What was measured, and the device."
-    data = load_images(Experiment(data=given.data, image_size=given.image_size))
+def time_study(given: argparse.Namespace, data: ImageSet) -> tuple[Experiment, dict[str, float]]:
+    "Run the study; returns its experiment and the seconds of its parts."
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         experiment = frozen_experiment(given, data, folder)
@@ -90,6 +88,14 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
             records = run_seeds(experiment, list(range(given.seeds)), folder, data=data, echo=silent)
         with stopwatch(seconds, "training with ncps"), reproducible(experiment.threads):
             train_with_ncps(experiment, data, inputs, given.seeds, folder)
+    seconds["training"] = sum(record["seconds"] for record in records.values())
+    return experiment, seconds
+
+
+def measure(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    "The measurement as it is written, and the device."
+    data = load_images(Experiment(data=given.data, image_size=given.image_size))
+    experiment, seconds = time_study(given, data)
     return {
         "data": given.data,
         "images": len(data),
@@ -100,14 +106,11 @@ def measure(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "epochs": given.epochs,
         "passes": experiment.passes,
         "seconds_of_maps": round(seconds["maps"], 1),
-        "seconds_of_training": round(sum(record["seconds"] for record in records.values()), 1),
+        "seconds_of_training": round(seconds["training"], 1),
         "seconds": round(seconds["all"], 1),
         "seconds_of_training_with_ncps": round(seconds["training with ncps"], 1),
-        "device": device_name(experiment.device),
-        "cores": os.cpu_count(),
+        **environment(experiment.device),
         "threads": experiment.threads,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
         "ncps": version("ncps"),
     }, experiment.device
 
@@ -122,8 +125,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--trunk", help="directory of a finished run")
     measured, device = measure(parser.parse_args())
-    name = "frozen.json" if device == "cpu" else "frozen-gpu.json"
-    path = repository() / "results" / "benchmarks" / name
+    path = result_path("frozen", device)
     write_json(path, measured)
     print(measured, f"written: {path}", sep="\n")
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {"data": "digits", "head": "ncp-z", "image_size": 136, "width": 0.125, "limit": 40, "batch_size": 20, "threads": 1, "precision": "float32"}
+TINY = {
+    "data": "digits", "head": "ncp-z", "image_size": 136, "width": 0.125, "limit": 40, "batch_size": 20,
+    "threads": 1, "precision": "float32",
+}
 
 
 @pytest.fixture

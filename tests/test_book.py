@@ -200,11 +200,17 @@ def test_nbdev_leaves_only_pages_without_exports_to_the_book():
             assert "#| export" not in path.read_text(encoding="utf-8"), f"nobody tests {path}"
 
 
+CHECK_PAGES = """
+import sys
+from thesis_ltc.book.execution import check_pages
+sys.exit(check_pages(*sys.argv[1:]))
+"""
+
+
 @pytest.mark.timeout(1800)
 def test_every_page_of_the_report_executes():
     "What has passed since it changed is in the book's cache, and the book doesn't execute it again."
-    check = "import sys\nfrom thesis_ltc.book.execution import check_pages\nsys.exit(check_pages(*sys.argv[1:]))"
-    command = [sys.executable, "-c", check, "nbs/*.ipynb", "nbs/report/*.ipynb"]
+    command = [sys.executable, "-c", CHECK_PAGES, "nbs/*.ipynb", "nbs/report/*.ipynb"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -50,7 +50,8 @@ def replayed_by(package: Path, identifier: str) -> str:
     "What a copy of the package answers for an experiment of the assay."
     command = [sys.executable, "-c", REPLAY, str(ASSAY.folder), identifier, str(package.parent / "runs")]
     environment = os.environ | {"PYTHONPATH": str(package.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=package.parent, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=package.parent, check=True)
     place, detail = done.stdout.splitlines()
     assert Path(place).parent == package
     return detail

@@ -18,10 +18,10 @@ from thesis_ltc.core.files import read_json
 from thesis_ltc.data import load
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.heads import classifier
-from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, resolve, recipe_of
-from thesis_ltc.study.run import is_finished, load_images, run, run_seeds
-from thesis_ltc.study.plan import make_plan
 from thesis_ltc.study.definition import read_study
+from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, recipe_of, resolve
+from thesis_ltc.study.plan import make_plan
+from thesis_ltc.study.run import is_finished, load_images, run, run_seeds
 from thesis_ltc.training import (
     Images,
     Interrupted,

@@ -21,9 +21,8 @@ from matplotlib.patches import Polygon
 
 from .style import BLUE, GREY, ORANGE
 from ..heads.classifier import classifier
-from ..heads.sentence import directions
 from ..heads.scan import SCANS, Scan, find_scan
-from ..heads.sentence import Sentence
+from ..heads.sentence import Sentence, directions
 
 # %% ../../nbs/book/38_drawings.ipynb #crnet-maps
 BLOCK = "conv {kernel}x{kernel}{norm}\nReLU\nmax-pool {pool}x{pool}\nstride {stride}"

@@ -21,8 +21,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import GREEN, GREY, ORANGE, embed, escape_dollars, hide_unused, slant_labels
 from .records import head_order
+from .style import GREEN, GREY, ORANGE, embed, escape_dollars, hide_unused, slant_labels
 from .tables import NAMES, contrasts
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess

@@ -21,10 +21,10 @@ from .dicom import series_files
 from thesis_ltc.data.folders import (
     Folder,
     FolderError,
-    similar_classes,
     licence_line,
     preview,
     read_table,
+    similar_classes,
     understand,
 )
 from .imageset import unknown_patients

@@ -348,8 +348,8 @@ def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
 
 # %% ../../nbs/study/10_experiment.ipynb #build-model
 MODEL_OPTIONS = (
-    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density", "dropout",
-    "allow_upsampling")
+    "image_size", "backbone", "width", "elapsed", "learn_elapsed", "unfolds", "wiring_seed", "density",
+    "dropout", "allow_upsampling")
 
 
 def build_model(experiment: Experiment, classes: int, seed: int | None) -> Classifier:
