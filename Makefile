@@ -50,6 +50,7 @@ check: $(STAMP)
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 	nbdev_clean
 	git diff --exit-code -- nbs thesis_ltc
+	ruff check
 	lint-imports
 	thesis-ltc book
 	pytest -q

@@ -1,4 +1,4 @@
-"""The rules of the house: import order, style of code, length of cells. Each is shown to notice a violation."""
+"""The rules of the code: order of imports, style, length of cells; each notices a violation."""
 import json
 import shutil
 import statistics
@@ -28,7 +28,8 @@ def write_notebook(path: Path, source: str) -> None:
 @pytest.fixture
 def house(root, tmp_path) -> Path:
     "A copy of the package with the rules."
-    shutil.copytree(root / "thesis_ltc", tmp_path / "thesis_ltc", ignore=shutil.ignore_patterns("__pycache__"))
+    without_caches = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / "thesis_ltc", tmp_path / "thesis_ltc", ignore=without_caches)
     shutil.copy(root / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -57,8 +58,11 @@ def test_ruff_is_content(root):
 
 
 @pytest.mark.parametrize(("rule", "source"), [
-    ("E501", f"name = '{'x' * 110}'\n"), ("F401", "import os\n"), ("I001", "import sys\nimport os\nos, sys\n"),
-    ("B006", "def f(x=[]):\n    return x\n"), ("UP006", "from typing import List\n\nx: List[int] = []\n"),
+    ("E501", f"name = '{'x' * 110}'\n"),
+    ("F401", "import os\n"),
+    ("I001", "import sys\nimport os\nos, sys\n"),
+    ("B006", "def f(x=[]):\n    return x\n"),
+    ("UP006", "from typing import List\n\nx: List[int] = []\n"),
 ])
 @pytest.mark.parametrize("place", ["nbs/heads/10_x.ipynb", "tests/test_x.py", "benchmarks/x.py"])
 def test_ruff_is_heard_everywhere(house, rule, source, place):
@@ -84,4 +88,5 @@ def test_no_exported_cell_is_long(root):
 
 
 def test_only_the_command_line_is_a_flat_module(root):
-    assert sorted(path.name for path in (root / "thesis_ltc").glob("*.py")) == ["__init__.py", "_modidx.py", "cli.py"]
+    modules = sorted(path.name for path in (root / "thesis_ltc").glob("*.py"))
+    assert modules == ["__init__.py", "_modidx.py", "cli.py"]

@@ -367,8 +367,8 @@ SOURCES = {
     "digits": Source(digits, False, "1,797 handwritten digits, 8 x 8 px, ten classes; part of scikit-learn"),
     "row-order": Source(
         row_order, False,
-        "3,594 images made from the digits, 8 x 8 px, two classes: the rows of each digit in one order and in "
-        "another; tests whether a head sees the order"),
+        "3,594 images made from the digits, 8 x 8 px, two classes: the rows of each digit in one order and "
+        "in another; tests whether a head sees the order"),
     "fashion-mnist": Source(
         fashion_mnist, False, "70,000 images of clothes, 28 x 28 px, ten classes; downloaded once, 30 MB"),
     "covid-ct": Source(
@@ -377,8 +377,8 @@ SOURCES = {
         "folder=DIR"),
     "folder": Source(
         own_images, True,
-        "your own images: a folder with one subfolder for each class, or with a manifest.csv, or a packed set; "
-        "folder=PATH, or its name in THESIS_LTC_DATA"),
+        "your own images: a folder with one subfolder for each class, or with a manifest.csv, or a packed "
+        "set; folder=PATH, or its name in THESIS_LTC_DATA"),
 }
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
