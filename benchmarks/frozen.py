@@ -26,7 +26,7 @@ from thesis_ltc.core.files import write_json
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.study import Experiment, run, run_seeds
 from thesis_ltc.study.experiment import build_model, recipe_of, resolved
-from thesis_ltc.study.run import load_images
+from thesis_ltc.study.runs import load_images
 from thesis_ltc.training import (
     Images,
     Training,

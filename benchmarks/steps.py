@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from thesis_ltc.core.files import write_json
 from thesis_ltc.core.streams import generator
 from thesis_ltc.data.augment import Augmentation
-from thesis_ltc.heads.classifier import Classifier, circuits, classifier, macs
+from thesis_ltc.heads.models import Classifier, circuits, classifier, macs
 from thesis_ltc.ltc import LTC
 from thesis_ltc.training import Recipe, Training, resolve_precision
 from thesis_ltc.training.objective import OBJECTIVES

@@ -226,3 +226,6 @@ def test_wings_only_hand_on_names():
             names = [target.id for target in statement.targets] if isinstance(statement, ast.Assign) else []
             assert set(names) <= {"__all__", "__version__"}, f"{path}:{statement.lineno}"
             assert not isinstance(statement, ast.FunctionDef) or statement.name == "__getattr__", path
+            imported = statement.names if isinstance(statement, ast.ImportFrom) else []
+            modules = {module.stem for module in path.parent.glob("*.py")}
+            assert not {alias.name for alias in imported} & modules, f"{path}: a name hides its module"

@@ -13,7 +13,7 @@ from thesis_ltc.data import load
 from thesis_ltc.data.imageset import LeakageError
 from thesis_ltc.data.packs import Entry, Packer
 from thesis_ltc.study.experiment import Experiment, ExperimentError
-from thesis_ltc.study.run import load_images, run
+from thesis_ltc.study.runs import load_images, run
 
 pytestmark = pytest.mark.timeout(300)
 DATA = Path(os.environ.get("THESIS_LTC_DATA") or "/nowhere")

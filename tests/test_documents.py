@@ -42,7 +42,7 @@ def read(path: Path) -> str:
 
 def heads_row(name: str) -> tuple[str, ...]:
     "A line of README's table, computed from the model."
-    from thesis_ltc.heads.classifier import classifier, parameter_counts, stage_shapes
+    from thesis_ltc.heads.models import classifier, parameter_counts, stage_shapes
 
     model = classifier(name)
     shapes, counts = stage_shapes(model), parameter_counts(model)
@@ -149,7 +149,7 @@ def test_a_wrong_command_would_not_be_parsed():
 
 def test_shown_experiments_are_accepted():
     from thesis_ltc.cli import parse_values
-    from thesis_ltc.heads.classifier import find_head
+    from thesis_ltc.heads.models import find_head
     from thesis_ltc.study.notebook import split_values
 
     shown = [parse_values(parameters_of(words[1:])["values"]) for words in commands("thesis-ltc", "run")]

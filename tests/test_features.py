@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,11 @@ from thesis_ltc.core.files import read_json
 from thesis_ltc.data import load
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.heads import classifier
+from thesis_ltc.study import runs as runs_module
 from thesis_ltc.study.definition import read_study
 from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, recipe_of, resolve
 from thesis_ltc.study.plan import make_plan
-from thesis_ltc.study.run import is_finished, load_images, run, run_seeds
+from thesis_ltc.study.runs import is_finished, load_images, run, run_seeds
 from thesis_ltc.training import (
     Images,
     Interrupted,
@@ -312,7 +312,7 @@ def test_seeds_that_were_stopped_go_on_while_one_is_locked(trunk, tmp_path):
     assert [state["state"] for state in states] == ["interrupted"] * 4
     assert [state["epoch"] for state in states] == [2, 2, 1, 1]
     with run_lock(place / "seed3"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("thesis_ltc.study.run"), "PATIENCE", 0.1)
+        patch.setattr(runs_module, "LOCK_WAIT", 0.1)
         found = run_seeds(experiment, [0, 1, 2, 3], directory, echo=silent)
     assert isinstance(found[3], RunIsBusy)
     assert run_seeds(experiment, [3], directory, echo=silent)[3]["metrics"] == undisturbed[3]["metrics"]

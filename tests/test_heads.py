@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from thesis_ltc.heads.circuit import count_trained
-from thesis_ltc.heads.classifier import HEADS, circuits, classifier, macs, parameter_counts, stage_shapes
+from thesis_ltc.heads.models import HEADS, circuits, classifier, macs, parameter_counts, stage_shapes
 from thesis_ltc.heads.scan import image_regions
 from thesis_ltc.heads.sentence import parse
 from thesis_ltc.heads.shrink import UpsamplingError

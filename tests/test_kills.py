@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -27,10 +26,10 @@ def train(directory: str, slow_disk: float) -> None:
 
     Each epoch leaves the process's number in the file `trainers`.
     """
-    from thesis_ltc.study import Experiment, run
+    from thesis_ltc.study import Experiment, run, runs
 
     # A second runner waits for the first, on a busy machine too.
-    import_module("thesis_ltc.study.run").PATIENCE = 240.0
+    runs.LOCK_WAIT = 240.0
     flush = os.fsync
     os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
 
@@ -45,7 +44,7 @@ def train(directory: str, slow_disk: float) -> None:
 def processes():
     "Processes forked from one that has imported the package: torch is loaded once, not at every start."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thesis_ltc.study.run", "sklearn.datasets", "pandas"])
+    context.set_forkserver_preload(["thesis_ltc.study.runs", "sklearn.datasets", "pandas"])
     return context
 
 

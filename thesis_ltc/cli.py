@@ -160,7 +160,7 @@ def read_values(file: Path) -> dict[str, Any]:
 def run_here(values: dict[str, Any]) -> None:
     "Run the seeds of an experiment in this process, and print what came out."
     from thesis_ltc.study.notebook import split_values
-    from thesis_ltc.study.run import run_all
+    from thesis_ltc.study.runs import run_all
 
     experiment, seeds, runs = split_values(values)
     records = run_all(experiment, seeds, runs)
@@ -591,8 +591,8 @@ EXPLAIN = Annotated[str, typer.Option(help="The reason why experiments differ, i
 def confirm(name: PUBLISHED, train_trunk: TRAIN_TRUNK = False, explain: EXPLAIN = "") -> None:
     "Take the first steps of each published experiment again, and report whether they give the same numbers."
     from thesis_ltc.core.files import repository
-    from thesis_ltc.study.confirm import DIFFERS
-    from thesis_ltc.study.confirm import confirm as replay_study
+    from thesis_ltc.study.confirmation import DIFFERS
+    from thesis_ltc.study.confirmation import confirm as replay_study
     from thesis_ltc.study.plan import find_plan
     from thesis_ltc.study.shelf import Shelf
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from .style import BLUE, GREY, ORANGE
-from ..heads.classifier import classifier
+from ..heads.models import classifier
 from ..heads.scan import SCANS, Scan, find_scan
 from ..heads.sentence import Sentence, directions
 

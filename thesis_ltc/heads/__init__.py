@@ -1,5 +1,5 @@
 "From image to logits: CRNet, and heads that are sentences."
-from .classifier import HEADS, classifier
+from .models import HEADS, classifier
 from .crnet import CRNet
 from .scan import SCANS
 

@@ -23,8 +23,8 @@ from .definition import Study
 from .experiment import OF_IMAGES, Experiment, build_model, resolve, resolved
 from .notebook import seeds_of
 from .plan import trunk_run
-from .run import load_images, run_seeds
 from .runner import duration
+from .runs import load_images, run_seeds
 from ..training.stacked import learner_of
 
 # %% ../../nbs/study/90_estimate.ipynb #probe

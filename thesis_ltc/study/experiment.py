@@ -25,7 +25,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ..data.imageset import ImageSet
-from ..heads.classifier import BACKBONES, HEADS, Classifier, classifier, find_head
+from ..heads.models import BACKBONES, HEADS, Classifier, classifier, find_head
 from ..heads.sentence import CIRCUITS, Sentence, with_factors
 from ..training.objective import OBJECTIVES, SETTINGS
 from ..training.recipe import FORMATS, Recipe, resolve_device, resolve_precision

@@ -25,8 +25,8 @@ from ..core.files import atomic_write
 from ..core.provenance import capability, device_name, digest
 from ..data.audit import cross_split_duplicates
 from ..data.imageset import SPLITS, ImageSet
-from ..heads.classifier import Classifier
 from ..heads.memory import calibrate_batch_norm, memory_of
+from ..heads.models import Classifier
 from .record import DataRecord, Device, EpochScores, Scores, Versions
 from ..training.inputs import Images
 from ..training.objective import probabilities, score

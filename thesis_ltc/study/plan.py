@@ -22,7 +22,7 @@ from .definition import Study, StudyError
 from .experiment import OF_IMAGES, Experiment, ResolvedExperiment, resolve
 from .intervals import sides
 from .notebook import seeds_of
-from .run import load_images, run
+from .runs import load_images, run
 from ..training.checkpoint import read_status
 
 # %% ../../nbs/study/65_plan.ipynb #make-plan

@@ -232,7 +232,7 @@ def cached_folder(
     "The folder of these factors' content: found, or made now, whole or not at all."
     name = hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(directory) / name
-    with run_lock(folder, patience=24 * 3600.0):   # the computation may take long
+    with run_lock(folder, wait=24 * 3600.0):   # the computation may take long
         if not all((folder / name).exists() for name in ("features.json", "plain.npy", "passes.npy")):
             shutil.rmtree(folder, ignore_errors=True)
             part = folder.with_name(folder.name + ".part")

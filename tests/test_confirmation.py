@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from thesis_ltc.study.confirm import NOT_CHECKABLE, REPRODUCED, by_experiment, replay_experiment
+from thesis_ltc.study.confirmation import NOT_CHECKABLE, REPRODUCED, by_experiment, replay_experiment
 from thesis_ltc.study.shelf import Shelf, find_shelves
 
 ASSAY = Shelf(ROOT / "results" / "assay")
@@ -36,7 +36,7 @@ REPLAY = """
 from pathlib import Path
 import sys
 import thesis_ltc
-from thesis_ltc.study.confirm import by_experiment, replay_experiment
+from thesis_ltc.study.confirmation import by_experiment, replay_experiment
 from thesis_ltc.study.shelf import Shelf
 
 shelf = Shelf(Path(sys.argv[1]))
