@@ -1,3 +1,9 @@
+"""Neural circuit policies of liquid time-constant neurons as the head of a CNN, against fully connected layers.
+
+`thesis_ltc.heads` has CRNet and `classifier`; `thesis_ltc.ltc` has `LTC`, `ncp`, `accelerate` and `DropIn`;
+`thesis_ltc.data` has `load`; `thesis_ltc.study` has `Experiment`, `run` and `run_seeds`; `thesis_ltc.book`
+has `load_records`. `accelerate` and `DropIn` are also here.
+"""
 __version__ = "0.1.0"
 
 

@@ -15,6 +15,7 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING', 'VALUES', 'FILE', 'NOTE
            'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
+import difflib
 import json
 import os
 import re
@@ -284,8 +285,10 @@ def find_study_file(name: str) -> Path:
     folder = repository() / "studies"
     path = Path(name) if is_path(name) else folder / f"{name}.yaml"
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ValueError(f"there is no study {path}; there are: {names}")
+        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(path.stem, names, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is no study {path}; {hint}there are: {', '.join(names)}")
     return path
 
 # %% ../nbs/cli/10_cli.ipynb #run-study
@@ -593,18 +596,18 @@ def confirm(name: PUBLISHED, train_trunk: TRAIN_TRUNK = False, explain: EXPLAIN 
     from thesis_ltc.core.files import repository
     from thesis_ltc.study.confirmation import DIFFERS
     from thesis_ltc.study.confirmation import confirm as replay_study
-    from thesis_ltc.study.plan import find_plan
+    from thesis_ltc.study.plan import NOT_PUBLISHED, find_plan
     from thesis_ltc.study.shelf import Shelf
 
     with report_errors():
         root = repository()
-        shelf = Shelf(Path(find_plan(name, root / "results")["folder"]))
+        shelf = Shelf(Path(find_plan(name, root / "results", NOT_PUBLISHED)["folder"]))
         states = []
         for identifier, answer in replay_study(shelf, root / "runs", train_trunk, explanation=explain):
             states.append(answer.state)
             print(f"{identifier}: {answer.state}, {answer.detail}", flush=True)
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        print(f"{len(states)} experiments: {counts}")
+        print(f"{len(states)} experiment{'s' * (len(states) != 1)}: {counts}")
         if DIFFERS in states:
             raise typer.Exit(1)
 

@@ -84,9 +84,6 @@ def check_mask(volume: Volume, mask: Volume) -> None:
         raise VolumeError(
             f"{mask.name} is of patient {mask.patient}, but {volume.name} of {volume.patient}")
 
-# %% ../../nbs/data/48_slices.ipynb #check-lesion
-#| export
-
 # %% ../../nbs/data/48_slices.ipynb #check-lesion-2
 MAX_LESION = 0.5   # share of a volume's voxels that a lesion mask may mark
 

@@ -148,12 +148,12 @@ class Recurrent(nn.Module):
 
 
 def lstm(features: int, argument: str, factors: Factors) -> Recurrent:
-    "Long short-term memory of so many units."
+    "Long short-term memory of this many units."
     return Recurrent(nn.LSTM(features, int(argument), batch_first=True))
 
 
 def gru(features: int, argument: str, factors: Factors) -> Recurrent:
-    "Gated recurrent units, so many."
+    "This many gated recurrent units."
     return Recurrent(nn.GRU(features, int(argument), batch_first=True))
 
 # %% ../../nbs/heads/40_circuit.ipynb #count

@@ -161,7 +161,7 @@ class Classifier(nn.Module):
 
 # %% ../../nbs/heads/70_models.ipynb #enough-pixels
 def enough_pixels(backbone: str, rows: int) -> int:
-    "A size of images whose map has at least so many rows."
+    "A size of images whose map has at least this many rows."
     if backbone == "none":
         return rows
     side = BACKBONES[backbone][1]

@@ -173,7 +173,7 @@ ROWS = "a step is a row of the map, from top to bottom"
 COLUMNS = "a step is a column of the map, from left to right"
 CHANNELS = "a step is a channel of the map, in the order of the channels"
 PATCHES = (
-    "a step is a square patch of so many cells, line by line from the top left; "
+    "a step is a square patch of this many cells, line by line from the top left; "
     "/2: each patch 2 cells from the last; :snake: every second line backwards"
 )
 

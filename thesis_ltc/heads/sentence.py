@@ -81,7 +81,7 @@ class Definition(NamedTuple):
         return f"{name}:{self.example}" if self.example else name
 
 # %% ../../nbs/heads/60_sentence.ipynb #shrink-words
-MIX = "a learned 1x1 convolution to so many channels, after the pooling"
+MIX = "a learned 1x1 convolution to this many channels, after the pooling"
 REVERSED = (
     "the projected steps of the scan before it, from the last to the first; "
     ":shared: through the same circuit"
@@ -98,7 +98,7 @@ REVERSE = {"reverse": Definition("(shared)?", REVERSED, example="shared")}
 
 # %% ../../nbs/heads/60_sentence.ipynb #project-words
 PROJECTIONS = {
-    "linear": Definition(NUMBER, "a linear layer from a step's features to so many", linear, example="32"),
+    "linear": Definition(NUMBER, "a linear layer from a step's features to this many", linear, example="32"),
 }
 NORMALISERS = {
     "layer": Definition("", "normalises the features of each step", layer_norm),
@@ -114,7 +114,8 @@ NCP = (
     "6/4/6/6 if left out; :frozen: with its random start"
 )
 CONNECTED = (
-    "so many liquid neurons, so many of them motor, all connected to all; :frozen: with their random start"
+    "this many liquid neurons, this many of them motor, all connected to all; "
+    ":frozen: with their random start"
 )
 LIQUID = ("elapsed", "learn_elapsed", "unfolds", "wiring_seed")
 
@@ -123,15 +124,15 @@ CIRCUITS = {
     "ltc": Definition(f"{SMALL}/{SMALL}(:frozen)?", CONNECTED, fully_connected, LIQUID, "19/1"),
     "cfc": Definition(POLICY, "the closed-form approximation of a neural circuit policy", ClosedForm,
                       ("elapsed", "wiring_seed", "density"), "12/6/1"),
-    "lstm": Definition(SMALL, "long short-term memory of so many units", lstm, example="19"),
-    "gru": Definition(SMALL, "gated recurrent units, so many", gru, example="19"),
+    "lstm": Definition(SMALL, "long short-term memory of this many units", lstm, example="19"),
+    "gru": Definition(SMALL, "this many gated recurrent units", gru, example="19"),
 }
 
 # %% ../../nbs/heads/60_sentence.ipynb #readout-words
 HIDDEN = f"{NUMBER}(/{NUMBER})*(:tanh)?"
 LAST = f"last{NUMBER}"
 EVERY_STEP = (
-    "fully connected layers on all steps, or the last ones, with so many hidden neurons, ReLU and dropout; "
+    "fully connected layers on all steps, or the last ones, with this many hidden neurons, ReLU and dropout; "
     ":tanh: with tanh, and without dropout"
 )
 AVERAGE = "fully connected layers on the average step"

@@ -26,7 +26,7 @@ def stride_bounds(rows: int, size: int) -> Bounds:
 
 # %% ../../nbs/heads/20_shrink.ipynb #grid-bounds
 def grid_bounds(rows: int, cells: int) -> Bounds:
-    "Bounds of adaptive average pooling to so many cells."
+    "Bounds of adaptive average pooling to this many cells."
     return [(i * rows // cells, -(-(i + 1) * rows // cells)) for i in range(cells)]
 
 # %% ../../nbs/heads/20_shrink.ipynb #pooling-matrix

@@ -401,7 +401,7 @@ def kernel_sizes(
 
 
 def warps(numbers: int) -> int:
-    "Number of warps for a rectangle of so many numbers."
+    "Number of warps for a rectangle of this many numbers."
     return max(1, min(16, numbers // 256))
 
 

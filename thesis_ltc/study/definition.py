@@ -255,7 +255,8 @@ def read_study(
     try:
         check_experiments(study)
     except ValueError as error:
-        raise StudyError(f"{path}: {error}") from error
+        changes = "".join(f", changed by {key}={value}" for key, value in study.overrides.items())
+        raise StudyError(f"{path}{changes}: {error}") from error
     return study
 
 

@@ -55,13 +55,13 @@ class ImageFields:
     repeat: int = value(
         0, "which draw of a split by patient or by slice; 0 takes the published one, if there is one")
     folds: int | None = value(
-        None, "deal patients (by slice: images) into so many folds, each tested in turn; by default none")
+        None, "deal patients (by slice: images) into this many folds, each tested in turn; by default none")
     fold: int = value(0, "which fold is tested, from 0 on")
     accept_leakage: bool = value(
         False, "go on although a patient, or the same picture, stands in two splits")
     drop_listed: bool = value(
         False, "leave training images out that are known to stand in another split, too")
-    limit: int | None = value(None, "at most so many images of each split, classes in proportion")
+    limit: int | None = value(None, "largest number of images in each split, classes in proportion")
 
 # %% ../../nbs/study/10_experiment.ipynb #model-fields
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Experiment(ModelFields):
         None, "Adam's, at the start of each cosine; by default the setting's")
     circuit_learning_rate: float | None = value(
         None, "Adam's for the circuits; by default learning_rate")
-    epochs: int = value(360, "at most so many epochs")
+    epochs: int = value(360, "largest number of epochs")
     patience: int = value(50, "epochs without a better validation loss before stopping")
     precision: str = value(
         "auto", "of the backbone: float32, bfloat16, or auto, which takes bfloat16 where the hardware has it")
@@ -144,7 +144,7 @@ OF_IMAGES = tuple(field.name for field in fields(ImageFields) if field.name != "
 
 # %% ../../nbs/study/10_experiment.ipynb #of-kind
 KIND_NAMES = {
-    str: "text", int: "a whole number", float: "a number", bool: "True or False", type(None): "None"}
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
 
 
 def of_kind(name: str, found: Any, kind: Any) -> Any:
@@ -157,7 +157,7 @@ def of_kind(name: str, found: Any, kind: Any) -> Any:
     expected = " or ".join(KIND_NAMES[k] for k in kinds)
     is_exponent = isinstance(found, str) and float in kinds and re.fullmatch(r"\d+e[+-]?\d+", found)
     hint = "; YAML takes 1e-4 for text, write 1.0e-4" if is_exponent else ""
-    raise ExperimentError(f"{name} is {found!r}, but must be {expected}: {FIELDS[name]}{hint}")
+    raise ExperimentError(f"{name} is {found!r}, but must be {expected}{hint} ({name}: {FIELDS[name]})")
 
 
 def refuse_unknown(
@@ -168,9 +168,8 @@ def refuse_unknown(
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ExperimentError(
-                f"there is no parameter {str(name)[:80]!r}; {hint}there are: {' '.join(known)}")
+            help_ = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
+            raise ExperimentError(f"there is no field {str(name)[:80]!r}; {help_}")
 
 # %% ../../nbs/study/10_experiment.ipynb #check-ranges
 POSITIVE = ("limit", "width", "unfolds", "passes", "batch_size", "learning_rate", "circuit_learning_rate",
@@ -194,7 +193,8 @@ def ranges(experiment: Experiment) -> dict[str, tuple[bool, str]]:
         "repeat": (e.repeat >= 0, "0 or more"),
         "folds": (e.folds is None or e.folds > 1 and e.split != "official",
                   "2 or more, and not of the published split"),
-        "fold": (0 <= e.fold < (e.folds or 1), "one of the folds, counted from 0"),
+        "fold": (0 <= e.fold < (e.folds or 1),
+                 f"from 0 to {e.folds - 1}" if e.folds else "0 unless folds is given, such as folds=5"),
         "image_size": (e.image_size >= (15 if is_crnet else 2), smallest),
         "elapsed": (1e-6 <= e.elapsed <= 1e6, "from 1e-6 to 1e6"),
         "density": (0 < e.density <= 100, "more than 0, and at most 100"),
@@ -218,7 +218,7 @@ def check_ranges(experiment: Experiment) -> None:
     for name, (holds, expected) in rules.items():
         if not holds:
             got = getattr(experiment, name)
-            raise ExperimentError(f"{name} is {got!r}, but must be {expected}: {FIELDS[name]}")
+            raise ExperimentError(f"{name} is {got!r}, but must be {expected} ({name}: {FIELDS[name]})")
 
 # %% ../../nbs/study/10_experiment.ipynb #head-sentence
 def head_sentence(experiment: Experiment) -> Sentence:

@@ -106,7 +106,7 @@ def peak_memory(device: str) -> int | None:
 
 # %% ../../nbs/study/25_outcome.ipynb #validation-memory
 def some_rows(rows: np.ndarray, count: int = 64) -> np.ndarray:
-    "At most so many of some rows, spread evenly over them."
+    "At most this many of some rows, spread evenly over them."
     chosen = np.linspace(0, len(rows) - 1, min(count, len(rows)))
     return rows[chosen.astype(int)]
 

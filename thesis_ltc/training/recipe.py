@@ -24,7 +24,7 @@ class Recipe:
     objective: str           # a name of objective.OBJECTIVES
     batch_size: int          # images in a step
     learning_rate: float     # Adam's, at the start of each cosine
-    epochs: int              # at most so many
+    epochs: int              # at most this many
     patience: int            # epochs without a better validation loss before stopping
     image_size: int          # side of the square that the network sees, in pixels
     seed: int                # of the streams "order", "augment", "dropout"

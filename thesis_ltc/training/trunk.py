@@ -162,7 +162,7 @@ CHUNK = 64  # images at a time
 
 
 def chunks(images: int) -> list[np.ndarray]:
-    "The indices of so many images, cut into chunks."
+    "The indices of this many images, cut into chunks."
     return np.array_split(np.arange(images), range(CHUNK, images, CHUNK))
 
 
