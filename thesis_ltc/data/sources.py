@@ -8,7 +8,7 @@ __all__ = ['DIGITS', 'ROW_ORDER_NOTE', 'FASHION_LICENCE', 'COVID_CT_FOLDERS', 'C
            'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures', 'manifest_patients',
            'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes', 'read_image_folder', 'reader_digest',
            'fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist', 'covid_ct', 'own_images', 'Source',
-           'place_of', 'read', 'check_split', 'draw_split', 'without_listed', 'load']
+           'place_of', 'read', 'check_split', 'draw_split', 'split_name', 'without_listed', 'load']
 
 # %% ../../nbs/data/40_sources.ipynb #30dfe45b
 import csv
@@ -447,14 +447,28 @@ def draw_split(
         raise LeakageError(
             f"patients of {data.name} aren't known, so a split by slice can't be shown to keep patients "
             "apart; use split='patient', or accept_leakage=True")
-    if split != "slice" and published and not repeat and folds is None:
-        return data.split, "official"
+    name = split_name(split, repeat, folds, fold, published)
+    if name == "official":
+        return data.split, name
     patients, sources = (data.patients, data.sources) if split == "patient" else (np.arange(len(data)), None)
     if folds is not None:
-        name = f"{split}, fold {fold} of 0 to {folds - 1}, repeat {repeat}"
         return by_fold(data.labels, patients, folds, fold, repeat, sources), name
-    name = f"{split}, repeat {repeat}" if repeat else split
     return by_patient(data.labels, patients, repeat, sources=sources), name
+
+
+def split_name(
+    split: str,
+    repeat: int = 0,
+    folds: int | None = None,
+    fold: int = 0,
+    published: bool = False,   # whether the set has a published split, which `patient` then means
+) -> str:
+    "The name of a split, which a set carries and a record keeps."
+    if split != "slice" and published and not repeat and folds is None:
+        return "official"
+    if folds is not None:
+        return f"{split}, fold {fold} of 0 to {folds - 1}, repeat {repeat}"
+    return f"{split}, repeat {repeat}" if repeat else split
 
 # %% ../../nbs/data/40_sources.ipynb #load-code
 def without_listed(data: ImageSet) -> ImageSet:
