@@ -25,7 +25,10 @@ SLOW = {"fashion-mnist": 1}   # epochs of data sets on which an epoch takes long
 NAMES = {   # names that this script uses, and the modules that may define them, newest first
     "Experiment": ("thesis_ltc.study", "thesis_ltc.experiment"),
     "run_seeds": ("thesis_ltc.study", "thesis_ltc.experiment"),
-    "load_images": ("thesis_ltc.study.runs", "thesis_ltc.study.run", "thesis_ltc.study.experiment", "thesis_ltc.experiment"),
+    "load_images": (
+        "thesis_ltc.study.runs", "thesis_ltc.study.run", "thesis_ltc.study.experiment",
+        "thesis_ltc.experiment",
+    ),
     "classifier": ("thesis_ltc.heads", "thesis_ltc.heads.models"),
     "HEADS": ("thesis_ltc.heads", "thesis_ltc.heads.models"),
 }

@@ -64,7 +64,7 @@ def test_a_changed_text_changes_no_answer_and_a_changed_number_does(tmp_path: Pa
     before = replayed_by(package, identifier)
     for module in package.rglob("*.py"):
         module.write_text(module.read_text() + "\n# reworded\n")
-    heads = package / "heads" / "classifier.py"
+    heads = package / "heads" / "models.py"
     text = heads.read_text()
     added = re.sub(r"(?m)^REPORT = \{", 'REPORT = {\n    "added": "pool:4 | flat | - | - | - | fc",', text)
     assert added != text

@@ -1,5 +1,8 @@
 """An imprint changes no bit of training, follows what decides its bits, and tells when other code went on."""
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,10 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from thesis_ltc.core.provenance import IMAGES, STEPS, Imprint, digest, imprint_digest
+from thesis_ltc.core.provenance import (
+    IMAGES,
+    STEP_TOLERANCE,
+    STEPS,
+    Imprint,
+    capability,
+    digest,
+    imprint_difference,
+    imprint_digest,
+)
 from thesis_ltc.data import load
 from thesis_ltc.data.augment import Augmentation
 from thesis_ltc.heads import classifier
+from thesis_ltc.study.record import parse_record
 from thesis_ltc.training import (
     Images,
     Interrupted,
@@ -259,3 +272,35 @@ def test_another_recipe_is_still_refused(digits, tmp_path):
     training, = fresh(tmp_path, [4], learning_rate=1e-3)
     fit_all([training], digits, inputs=Maps(digits, RECIPE))
     assert "begun otherwise (learning_rate 0.003 -> 0.001)" in str(training.failure) and not training.history
+
+
+RECORDS = """
+import sys
+from pathlib import Path
+from thesis_ltc.study import Experiment, run
+
+for head, rate in (("fc", 1e-2), ("ncp-z", 1e-2)):
+    experiment = Experiment(
+        data="digits", head=head, image_size=136, width=0.125, limit=60, epochs=1, batch_size=20,
+        learning_rate=rate, precision="float32", threads=1, device="cpu",
+        normaliser="none" if head == "fc" else "batch")
+    run(experiment, 0, sys.argv[1], echo=lambda history: None)
+"""
+
+
+@pytest.mark.skipif(not capability("cpu").startswith("AVX512"), reason="needs AVX-512, to compare with AVX2")
+def test_another_instruction_set_is_no_other_code(tmp_path):
+    "CRNet's convolutions differ in bits between AVX2 and AVX-512; their first step differs by rounding only."
+    narrow = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    imprints = {}
+    for name, limits in {"wide": {}, "narrow": narrow}.items():
+        folder = tmp_path / name
+        command = [sys.executable, "-c", RECORDS, str(folder)]
+        subprocess.run(command, env=os.environ | limits, check=True, capture_output=True)
+        paths = sorted(folder.glob("*/seed0/record.json"))
+        imprints[name] = [parse_record(path.read_bytes()).imprint for path in paths]
+    pairs = list(zip(*imprints.values(), strict=True))
+    assert len(pairs) == 2 and all(first != second for first, second in pairs)
+    assert all(0 < imprint_difference(first, second) <= STEP_TOLERANCE for first, second in pairs)
+    changed = replace(pairs[0][0], losses=[1.0001 * loss for loss in pairs[0][0].losses])
+    assert imprint_difference(changed, pairs[0][1]) > STEP_TOLERANCE

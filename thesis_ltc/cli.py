@@ -587,11 +587,15 @@ def publish(name: COMPLETE) -> None:
 PUBLISHED = Annotated[str, typer.Argument(help="A published study.", show_default=False)]
 TRAIN_TRUNK = Annotated[bool, typer.Option(
     "--train-trunk", help="Train a frozen trunk again if its weights are gone.")]
-EXPLAIN = Annotated[str, typer.Option(help="The reason why experiments differ, if it is known.")]
+ONLY = Annotated[list[str] | None, typer.Option(
+    metavar="ID", help="An experiment to replay; by default all. May be given several times.")]
+EXPLAIN = Annotated[str, typer.Option(help="Why the experiments named by --only differ, if it is known.")]
 
 
 @app.command()
-def confirm(name: PUBLISHED, train_trunk: TRAIN_TRUNK = False, explain: EXPLAIN = "") -> None:
+def confirm(
+    name: PUBLISHED, only: ONLY = None, train_trunk: TRAIN_TRUNK = False, explain: EXPLAIN = "",
+) -> None:
     "Take the first steps of each published experiment again, and report whether they give the same numbers."
     from thesis_ltc.core.files import repository
     from thesis_ltc.study.confirmation import DIFFERS
@@ -600,10 +604,12 @@ def confirm(name: PUBLISHED, train_trunk: TRAIN_TRUNK = False, explain: EXPLAIN 
     from thesis_ltc.study.shelf import Shelf
 
     with report_errors():
+        if explain and not only:
+            raise UsageError("--explain needs --only ID: a reason belongs to certain experiments")
         root = repository()
         shelf = Shelf(Path(find_plan(name, root / "results", NOT_PUBLISHED)["folder"]))
         states = []
-        for identifier, answer in replay_study(shelf, root / "runs", train_trunk, explanation=explain):
+        for identifier, answer in replay_study(shelf, root / "runs", train_trunk, only or (), explain):
             states.append(answer.state)
             print(f"{identifier}: {answer.state}, {answer.detail}", flush=True)
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -32,7 +32,7 @@ from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, Mean, contrast, mea
 
 # %% ../../nbs/book/20_tables.ipynb #marks
 LEGEND = {
-    "†": "replayed by the present code, its first steps gave other numbers",
+    "†": "the first steps of this experiment, replayed by the present code, gave other numbers",
     "‡": "from other images than the newest records of that data set and split",
     "§": "a patient, or the same picture, stands in two splits: "
          "accepted expressly, and not comparable with the rest",

@@ -20,7 +20,14 @@ import pandas as pd
 import torch
 
 from ..core.files import write_json
-from ..core.provenance import TOLERANCE, capability, commit, imprint_difference, relative_difference
+from thesis_ltc.core.provenance import (
+    STEP_TOLERANCE,
+    TOLERANCE,
+    capability,
+    commit,
+    imprint_difference,
+    relative_difference,
+)
 from ..data.imageset import ImageSet
 from ..heads.sentence import HeadError
 from .experiment import Experiment, ResolvedExperiment, make_id, resolve
@@ -190,7 +197,8 @@ def judge(record: Record, found: Difference, same_images: bool = True) -> Replay
     changed = [name for name in here if there[name] is not None and here[name] != there[name]]
     is_float32 = record.experiment["precision"] == "float32"
     is_known = record.device.capability is not None
-    if is_float32 and worst <= TOLERANCE and (changed or not is_known):
+    tolerance = TOLERANCE if record.imprint is None else STEP_TOLERANCE
+    if is_float32 and worst <= tolerance and (changed or not is_known):
         return Replay(REPRODUCED, detail)
     if not is_float32 and changed:
         words = ", ".join(f"{name} {here[name]}, not {there[name]}" for name in changed)
@@ -205,12 +213,17 @@ def confirm(
     only: Sequence[str] = (),       # ids; by default all
     explanation: str = "",          # of those that aren't reproduced
 ) -> Iterator[tuple[str, Replay]]:  # id, answer
-    "Replay the experiments of a published study one after another, and keep the answers on its shelf."
-    found = dict(shelf.replays)
-    groups = by_experiment(shelf)
-    for identifier, records in groups.items():
-        if only and identifier not in only:
-            continue
+    """Replay the experiments of a published study one after another, and keep the answers on its shelf.
+
+    Raises: ValueError for an id that the study doesn't have.
+    """
+    found, groups = dict(shelf.replays), by_experiment(shelf)
+    unknown = [name for name in only if name not in groups]
+    if unknown:
+        there = ", ".join(groups)
+        raise ValueError(f"there is no experiment {unknown[0]} in {shelf.folder}; there are: {there}")
+    for identifier in only or groups:
+        records = groups[identifier]
         if train_trunk and records[0].trunk is not None:
             train_trunk_again(groups, records[0].trunk, runs)
         answer = replay_experiment(records, shelf, runs)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PLAN', 'RECORDS', 'HISTORIES', 'PREDICTIONS', 'REPLAYS', 'PRIVATE', 'shelf_predictions', 'in_a_byte',
-           'publish', 'run_places', 'write_shelf', 'read_history', 'write_table', 'Shelf', 'find_shelves']
+           'publish', 'keep_replays', 'run_places', 'write_shelf', 'read_history', 'write_table', 'Shelf',
+           'find_shelves']
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import io
@@ -64,12 +65,28 @@ def publish(
         raise ValueError(
             f"study {plan['study']} is not complete: {len(missing)} runs have no record, "
             f"first {first.experiment} seed {first.seed}; run `{start_command(plan)}` first")
-    aside = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    write_shelf(aside, plan, [source / place for place in run_places(plan)])
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    trunk = source / (plan.get("trunk") or "")
+    if plan.get("trunk") and not (trunk / "record.json").exists():
+        raise ValueError(f"the record of the trunk, {trunk}, is missing; run `{start_command(plan)}` first")
+    new, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_shelf(new, plan, [source / place for place in run_places(plan)])
+    if target.exists():
+        keep_replays(Shelf(target), Shelf(new))
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     return sum(len(cell["seeds"]) for cell in plan["cells"])
+
+
+def keep_replays(old: "Shelf", new: "Shelf") -> None:
+    "Copy the answers of `thesis-ltc confirm` for experiments whose records are the same on both shelves."
+    before, now = old.record_lines(), new.record_lines()
+    same = [name for name in before if before[name] == now.get(name)]
+    answers = {name: answer for name, answer in old.replays.items() if name in same}
+    if answers:
+        write_json(new.folder / REPLAYS, {"experiments": answers})
 
 
 def run_places(plan: dict[str, Any]) -> list[str]:
@@ -134,6 +151,14 @@ class Shelf:
                     yield parse_record(line)
                 except RecordError as error:
                     yield RecordError(f"line {number}: {error}")
+
+    def record_lines(self) -> dict[str, set[str]]:
+        "The records of each experiment as lines, by its id."
+        lines: dict[str, set[str]] = {}
+        for record in self.records():
+            if not isinstance(record, RecordError):
+                lines.setdefault(record.id, set()).add(record_line(record))
+        return lines
 
     @cached_property
     def histories(self) -> pd.DataFrame:

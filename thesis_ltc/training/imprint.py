@@ -10,8 +10,6 @@ import copy
 import itertools
 from collections.abc import Callable
 
-import numpy as np
-
 from ..core.provenance import IMAGES, STEPS, Imprint, make_imprint
 from ..data.imageset import ImageSet
 from .inputs import Images, predict
@@ -49,8 +47,7 @@ class FirstSteps:
         gradients = [step.gradients[index] for step in self.steps]
         state = training.model.state_dict()
         imprint = make_imprint(self.steps[0].batches[index], losses, gradients, state, logits)
-        is_finite = all(np.isfinite(numbers).all() for numbers in imprint.numbers().values())
-        return imprint if is_finite else None
+        return imprint if imprint.is_finite() else None
 
 # %% ../../nbs/training/26_imprint.ipynb #replay
 def replay(
