@@ -5,6 +5,8 @@ endif
 STUDY  ?= quick
 VENV   := .venv
 STAMP  := $(VENV)/.made-from-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+# Two processes: torch computes with all cores in each, and a file of tests stays in one.
+PYTEST := pytest -q -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help install report test check bench gpu book figures publish lock clean
@@ -43,7 +45,7 @@ report: $(STAMP)
 test: $(STAMP)
 	@notebooks=0; OMP_NUM_THREADS=1 nbdev_test --n_workers 2 || notebooks=$$?; \
 	test $$notebooks -eq 0 || echo "make test: a notebook's test failed, see above"; \
-	pytest -q && exit $$notebooks
+	$(PYTEST) && exit $$notebooks
 
 check: $(STAMP)
 	nbdev_export
@@ -53,7 +55,7 @@ check: $(STAMP)
 	ruff check
 	lint-imports
 	thesis-ltc book
-	pytest -q
+	$(PYTEST)
 
 bench: $(STAMP)
 	@python benchmarks/circuits.py && python benchmarks/steps.py && python benchmarks/frozen.py && python benchmarks/augmentation.py

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'PLAN', 'RECORDS', 'HISTORIES', 'PREDICTIONS', 'REPLAYS', 'PRIVATE', 'shelf_predictions', 'in_a_byte',
-           'publish', 'keep_replays', 'run_places', 'write_shelf', 'read_history', 'write_table', 'Shelf',
-           'find_shelves']
+           'publish', 'keep_replays', 'record_lines', 'run_places', 'write_shelf', 'read_history', 'write_table',
+           'Shelf', 'find_shelves']
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import io
@@ -82,11 +82,20 @@ def publish(
 
 def keep_replays(old: "Shelf", new: "Shelf") -> None:
     "Copy the answers of `thesis-ltc confirm` for experiments whose records are the same on both shelves."
-    before, now = old.record_lines(), new.record_lines()
+    before, now = record_lines(old), record_lines(new)
     same = [name for name in before if before[name] == now.get(name)]
     answers = {name: answer for name, answer in old.replays.items() if name in same}
     if answers:
         write_json(new.folder / REPLAYS, {"experiments": answers})
+
+
+def record_lines(shelf: "Shelf") -> dict[str, set[str]]:
+    "The records of each experiment on a shelf as lines, by its id."
+    lines: dict[str, set[str]] = {}
+    for record in shelf.records():
+        if not isinstance(record, RecordError):
+            lines.setdefault(record.id, set()).add(record_line(record))
+    return lines
 
 
 def run_places(plan: dict[str, Any]) -> list[str]:
@@ -152,13 +161,6 @@ class Shelf:
                 except RecordError as error:
                     yield RecordError(f"line {number}: {error}")
 
-    def record_lines(self) -> dict[str, set[str]]:
-        "The records of each experiment as lines, by its id."
-        lines: dict[str, set[str]] = {}
-        for record in self.records():
-            if not isinstance(record, RecordError):
-                lines.setdefault(record.id, set()).add(record_line(record))
-        return lines
 
     @cached_property
     def histories(self) -> pd.DataFrame:
