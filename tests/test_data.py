@@ -25,9 +25,10 @@ def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
 
-source = recipes.Source("phantoms", ".", "here", "made up", "*_ct.nii.gz", lesion="{stem}_lesion.nii.gz")
+source = recipes.PublicSource(
+    "phantoms", ".", "here", "made up", "*_ct.nii.gz", lesion="{stem}_lesion.nii.gz")
 classes = ("without lesion", "with lesion")
-recipe = recipes.Recipe("many", "phantoms", classes, "made up", True, (source,), {"for each positive": 0})
+recipe = recipes.SetRecipe("many", "phantoms", classes, "made up", True, (source,), {"for each positive": 0})
 peak, ended = [anonymous()], threading.Event()
 
 def watch():
@@ -36,7 +37,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-recipes.build(recipe, sys.argv[1], sys.argv[2], size=128)
+recipes.build_set(recipe, sys.argv[1], sys.argv[2], size=128)
 ended.set()
 thread.join()
 print(peak[0])

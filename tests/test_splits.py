@@ -22,7 +22,7 @@ from thesis_ltc.data.splits import (
     deal,
     deal_complete,
     dealings,
-    is_complete,
+    has_all_classes,
     need,
     order_of_patients,
     strata,
@@ -147,8 +147,8 @@ def test_strata_tell_every_pair_of_class_and_source_apart():
     ([0, 0, 1, 1], True), ([0, 1, 1, 0], True), ([0, 0, 0, 1], False), ([0, 0, 2, 2], True)])
 def test_complete_means_every_class_in_every_part(part_of, complete):
     labels = np.array([0, 1, 0, 1])
-    assert is_complete(np.array(part_of), labels, 2) is (complete and len(set(part_of)) == 2)
-    assert not is_complete(np.array(part_of), labels, 3)
+    assert has_all_classes(np.array(part_of), labels, 2) is (complete and len(set(part_of)) == 2)
+    assert not has_all_classes(np.array(part_of), labels, 3)
 
 
 def test_a_hundred_dealings_of_each_kind_from_different_streams():
@@ -191,7 +191,7 @@ def test_the_first_complete_dealing_is_taken():
     later = 0
     for seed in range(20):
         every = list(dealings(FEW_CLASSES, FEW, SHARES, None, (seed, "x")))
-        complete = [is_complete(part_of, FEW_CLASSES, 3) for part_of in every]
+        complete = [has_all_classes(part_of, FEW_CLASSES, 3) for part_of in every]
         found = deal_complete(FEW_CLASSES, FEW, SHARES, None, seed, "x")
         assert found.tolist() == every[complete.index(True)].tolist()
         later += not complete[0]
@@ -202,7 +202,7 @@ def test_a_division_is_searched_where_no_dealing_is_complete():
     counts = np.array([(2, 4), (1, 1), (4, 4), (0, 4)])   # of class 0 and 1, of four patients
     labels, patients = np.repeat([0, 1] * 4, counts.ravel()), np.repeat(np.arange(4), counts.sum(1))
     every = dealings(labels, patients, SHARES, None, (0, "x"))
-    assert not any(is_complete(part_of, labels, 3) for part_of in every)
+    assert not any(has_all_classes(part_of, labels, 3) for part_of in every)
     found = deal_complete(labels, patients, SHARES, None, 0, "x")
     assert found.tolist() == np.repeat([1, 2, 0, 0], counts.sum(1)).tolist()
 

@@ -516,7 +516,7 @@ def build(recipe: RECIPE, source: SOURCE, to: TO = None, partial: PARTIAL = Fals
         path, found = pack_path(wanted.name, to), recipes.survey(wanted, source)
         print("\n".join(f"{name}: {len(cases)} volumes" for name, cases in found.items()))
         refuse_missing(recipes.missing(wanted, source, found), any(found.values()), partial)
-        recipes.build(wanted, source, path)
+        recipes.build_set(wanted, source, path)
         print(f"written: {path}\n{describe_images(read_pack(path, wanted.name))}")
 
 # %% ../nbs/cli/10_cli.ipynb #refuse-missing

@@ -34,7 +34,7 @@ def configure(app: Any, config: Any) -> None:
 
 
 def allow_parallel_reading(app: Any) -> None:
-    "Vouch for extensions that don't say whether pages may be read side by side; ours keep no state of pages."
+    "Let pages be read in parallel although an extension doesn't say that it allows this; ours all do."
     for extension in app.extensions.values():
         if extension.parallel_read_safe is None:
             extension.parallel_read_safe = True

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'FRAME', 'FILL', 'crnet_maps', 'draw_box', 'draw_arrow', 'draw_crnet', 'steps_of', 'step_colours',
-           'draw_scan', 'draw_tensor', 'draw_sequence', 'centres_of', 'spread', 'draw_route', 'draw_map', 'draw_line',
-           'save_figures', 'save_figure']
+           'draw_scan', 'draw_tensor', 'draw_sequence', 'centres_of', 'spread_route', 'draw_route', 'draw_map',
+           'draw_line', 'save_figures', 'save_figure']
 
 # %% ../../nbs/book/38_drawings.ipynb #drawings-imports
 from functools import partial
@@ -162,11 +162,11 @@ def centres_of(
     return np.stack([pile, pile], 1)[order]
 
 # %% ../../nbs/book/38_drawings.ipynb #spread
-def spread(
+def spread_route(
     centres: np.ndarray,   # (steps, 2) row and column
     cells: int,            # of the map, along each side
 ) -> np.ndarray:           # the same shape
-    "Move a route that turns back on one line to the side as time passes; any other is left as it is."
+    "Shift a route that returns along its own line sideways, so that both ways can be seen."
     extent = np.ptp(centres, axis=0)
     main = int(extent.argmax())
     along = centres[:, main]
@@ -222,7 +222,7 @@ def draw_line(axis: Axes, centres: np.ndarray | None, backwards: bool, cells: in
     if centres is None:
         axis.text(cells / 2 - 0.5, cells / 2 - 0.5, "?", ha="center", va="center", fontsize=13, color=BLUE)
         return
-    route = spread(centres[::-1] if backwards else centres, cells)
+    route = spread_route(centres[::-1] if backwards else centres, cells)
     axis.plot(route[:, 1], route[:, 0], "-", color=BLUE, linewidth=0.9 if len(route) < 40 else 0.5)
     axis.plot(route[-1, 1], route[-1, 0], "o", color=ORANGE, markersize=2.6)
 

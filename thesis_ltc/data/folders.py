@@ -6,10 +6,10 @@
 __all__ = ['LeftOut', 'COLUMN_NAMES', 'VOLUME', 'PARTS', 'TINY', 'LICENCES', 'CHANGED', 'FolderError', 'Picture', 'Folder',
            'printable', 'some', 'why_unused', 'why_no_picture', 'why_no_folder', 'subfolders', 'pictures_in',
            'by_folders', 'count_pictures', 'repeated', 'one_patient_remark', 'folded', 'columns_of', 'read_table',
-           'unused_columns', 'similar_classes', 'leads_out', 'check_row', 'parse_position', 'picture_of_row',
+           'unused_columns', 'similar_classes', 'leads_out', 'check_picture', 'parse_position', 'picture_of_row',
            'by_table', 'sorted_classes', 'table_remarks', 'refuse_mixed', 'understand', 'check_folder', 'Inspection',
-           'inspect_file', 'licence_line', 'size_line', 'summary', 'split_lines', 'duplicate_lines', 'suspicious_lines',
-           'left_out_lines', 'preview']
+           'inspect_file', 'licence_line', 'size_line', 'folder_summary', 'split_lines', 'duplicate_lines',
+           'suspicious_lines', 'left_out_lines', 'preview']
 
 # %% ../../nbs/data/20_folders.ipynb #b6dd818b
 import csv
@@ -249,7 +249,7 @@ def leads_out(place: Path, name: str) -> bool:
         return True
 
 # %% ../../nbs/data/20_folders.ipynb #by-table
-def check_row(place: Path, where: str, values: dict[str, str], label: str) -> str:
+def check_picture(place: Path, where: str, values: dict[str, str], label: str) -> str:
     "The file of a row, relative to the folder; raises FolderError for a wrong path, label or split."
     file = values["file"]
     if not file or leads_out(place, file):
@@ -294,7 +294,7 @@ def by_table(
     for number, row in enumerate(rows, 2):
         where = f"{table}, line {number}"
         values = {meaning: (row.get(name) or "").strip() for meaning, name in columns.items()}
-        file = check_row(place, where, values, columns["label"])
+        file = check_picture(place, where, values, columns["label"])
         if not (place / file).exists():
             left_out.append((file, f"missing (line {number}): put it there, or take the line away"))
         elif reason := why_no_picture(place, place / file):
@@ -433,7 +433,7 @@ def size_line(kinds: Sequence[str]) -> str:
     return f"sizes: {wide} wide, {high} high; modes: {modes}"
 
 # %% ../../nbs/data/20_folders.ipynb #summary-code2
-def summary(found: Folder, kinds: Sequence[str], licence: str | None) -> list[str]:
+def folder_summary(found: Folder, kinds: Sequence[str], licence: str | None) -> list[str]:
     "Classes, patients, sizes and licence of a folder."
     counts = Counter(picture.label for picture in found.pictures)
     numbered = enumerate(found.classes)
@@ -517,7 +517,7 @@ def preview(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         inspections = list(with_progress(pool.map(inspect_file, files), len(files), "reading"))
     return [
-        *summary(found, [seen.kind for seen in inspections if seen.kind], licence),
+        *folder_summary(found, [seen.kind for seen in inspections if seen.kind], licence),
         *split_lines(found.pictures),
         *duplicate_lines(found.pictures, inspections),
         *similar_classes(found.classes),

@@ -7,7 +7,7 @@ __all__ = ['DIGITS', 'ROW_ORDER_NOTE', 'FASHION_LICENCE', 'COVID_CT_FOLDERS', 'C
            'SOURCES', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits', 'row_orders', 'read_row_order',
            'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures', 'manifest_patients',
            'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes', 'read_image_folder', 'reader_digest',
-           'fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist', 'covid_ct', 'own_images', 'Source',
+           'files_fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist', 'covid_ct', 'own_images', 'NamedSet',
            'place_of', 'read', 'check_split', 'draw_split', 'split_name', 'without_listed', 'load']
 
 # %% ../../nbs/data/40_sources.ipynb #30dfe45b
@@ -43,7 +43,7 @@ from thesis_ltc.data.imageset import (
     unknown_patients,
 )
 from .packs import NO_SPLIT, read_pack
-from .splits import by_fold, by_patient
+from .splits import by_fold, by_patient, by_slice
 
 # %% ../../nbs/data/40_sources.ipynb #dataerror
 class DataError(ValueError):
@@ -275,7 +275,7 @@ def reader_digest() -> str:
     return digest(decode_probes(), row_orders("row-order", 8), held.tolist())
 
 # %% ../../nbs/data/40_sources.ipynb #content
-def fingerprint(
+def files_fingerprint(
     folder: Path,
     files: Iterable[str],            # relative to the folder
 ) -> list[tuple[str, str | None]]:   # each with the SHA-256 of its content, or None
@@ -337,7 +337,7 @@ def covid_ct(name: str, folder: Path | None) -> ImageSet:
         raise DataError(f"covid-ct isn't found ({folder or 'THESIS_LTC_DATA is not set'}); "
                         "get it from github.com/UCSD-AI4H/COVID-CT, and give folder=DIR or THESIS_LTC_DATA")
     pictures = listed_pictures(folder)
-    files = fingerprint(folder, ["manifest.csv", *(picture.file for picture in pictures)])
+    files = files_fingerprint(folder, ["manifest.csv", *(picture.file for picture in pictures)])
     identity = [name, files, pictures, COVID_CT, CONFLICT]
     return cached(name, identity, lambda: read_covid_ct(name, folder, pictures))
 
@@ -350,12 +350,12 @@ def own_images(name: str, folder: Path | None) -> ImageSet:
     if folder.is_file():
         return cached(name, [name, file_sha256(folder)], lambda: read_pack(folder, name))
     found = understand(folder)
-    files = fingerprint(folder, [picture.file for picture in found.pictures])
+    files = files_fingerprint(folder, [picture.file for picture in found.pictures])
     identity = [name, files, [astuple(picture) for picture in found.pictures], found.classes, found.left_out]
     return cached(name, identity, lambda: read_image_folder(name, found))
 
 # %% ../../nbs/data/40_sources.ipynb #place-of
-class Source(NamedTuple):
+class NamedSet(NamedTuple):
     "How a named image set is read."
 
     read: Callable[[str, Path | None], ImageSet]   # by its name and its place
@@ -364,18 +364,19 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "digits": Source(digits, False, "1,797 handwritten digits, 8 x 8 px, ten classes; part of scikit-learn"),
-    "row-order": Source(
+    "digits": NamedSet(
+        digits, False, "1,797 handwritten digits, 8 x 8 px, ten classes; part of scikit-learn"),
+    "row-order": NamedSet(
         row_order, False,
         "3,594 images made from the digits, 8 x 8 px, two classes: the rows of each digit in one order and "
         "in another; tests whether a head sees the order"),
-    "fashion-mnist": Source(
+    "fashion-mnist": NamedSet(
         fashion_mnist, False, "70,000 images of clothes, 28 x 28 px, ten classes; downloaded once, 30 MB"),
-    "covid-ct": Source(
+    "covid-ct": NamedSet(
         covid_ct, True,
         "746 CT images cut from papers, COVID-19 or not; the UCSD folder, in THESIS_LTC_DATA/covid-ct or "
         "folder=DIR"),
-    "folder": Source(
+    "folder": NamedSet(
         own_images, True,
         "your own images: a folder with one subfolder for each class, or with a manifest.csv, or a packed "
         "set; folder=PATH, or its name in THESIS_LTC_DATA"),
@@ -450,6 +451,8 @@ def draw_split(
     name = split_name(split, repeat, folds, fold, published)
     if name == "official":
         return data.split, name
+    if split == "slice" and folds is None:
+        return by_slice(data.labels, repeat), name
     patients, sources = (data.patients, data.sources) if split == "patient" else (np.arange(len(data)), None)
     if folds is not None:
         return by_fold(data.labels, patients, folds, fold, repeat, sources), name

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'ATTEMPTS', 'MOST_DIVISIONS', 'SplitError', 'check_shares', 'check_lengths', 'count_images', 'need',
-           'order_of_patients', 'deal', 'is_complete', 'strata', 'dealings', 'best_division', 'deal_complete',
+           'order_of_patients', 'deal', 'has_all_classes', 'strata', 'dealings', 'best_division', 'deal_complete',
            'by_patient', 'refuse_incomplete', 'by_slice', 'by_fold', 'check_fold']
 
 # %% ../../nbs/data/30_splits.ipynb #5ea0bca0
@@ -94,7 +94,7 @@ def deal(
     return part_of[patient_of]
 
 # %% ../../nbs/data/30_splits.ipynb #complete-code
-def is_complete(
+def has_all_classes(
     part_of: np.ndarray,   # (n,) number of the part
     labels: np.ndarray,    # (n,)
     parts: int,
@@ -162,7 +162,7 @@ def deal_complete(
 ) -> np.ndarray:                     # (n,) number of the part
     "A dealing in which every part has every class, if one is found; else the first dealing."
     for part_of in dealings(labels, patients, shares, sources, stream):
-        if is_complete(part_of, labels, len(shares)):
+        if has_all_classes(part_of, labels, len(shares)):
             return part_of
     found = best_division(labels, patients, shares)
     return next(dealings(labels, patients, shares, sources, stream)) if found is None else found

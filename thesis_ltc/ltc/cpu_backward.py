@@ -28,7 +28,7 @@ from thesis_ltc.ltc.packed import (
     fill_rates,
     logistic,
     offsets,
-    pack,
+    pack_parameters,
     run_units,
     softplus,
     transpose,
@@ -264,7 +264,7 @@ def backward_units(
     units, all_blocks = sums.shape[1], saved.shape[1]
     s = make_scratch(features, neurons, synapses, motors, steps, sequence)
     for circuit in range(first // units, (last - 1) // units + 1):
-        c = pack(
+        c = pack_parameters(
             parameters[circuit], sensory_source, sensory_target, source, target, neurons, features, motors
         )
         for unit in range(max(first - circuit * units, 0), min(last - circuit * units, units)):

@@ -25,7 +25,7 @@ from thesis_ltc.ltc.packed import (
     WEIGHT,
     PackedCircuit,
     fill_rates,
-    pack,
+    pack_parameters,
     run_units,
     transpose,
 )
@@ -153,7 +153,7 @@ def forward_units(
         np.empty((neurons, 3, WIDTH), dtype), np.empty((0 if save else 1, rows, neurons, WIDTH), dtype),
     )
     for circuit in range(first // units, (last - 1) // units + 1):
-        c = pack(
+        c = pack_parameters(
             parameters[circuit], sensory_source, sensory_target, source, target, neurons, features, motors
         )
         begin, end = max(first - circuit * units, 0), min(last - circuit * units, units)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHT', 'EXPONENT', 'MIDPOINT', 'REVERSAL', 'RETURN', 'CAPACITANCE', 'LEAK', 'REST', 'offsets', 'BLOCKS',
            'GATES_PER_THREAD', 'target_starts', 'softplus', 'logistic', 'pack_synapses', 'pack_membranes',
-           'PackedCircuit', 'pack', 'transpose', 'fill_rates', 'forget_threads', 'run_units']
+           'PackedCircuit', 'pack_parameters', 'transpose', 'fill_rates', 'forget_threads', 'run_units']
 
 # %% ../../nbs/ltc/41_packed.ipynb #imports
 import math
@@ -94,7 +94,7 @@ class PackedCircuit(NamedTuple):
 
 
 @compiled
-def pack(
+def pack_parameters(
     parameters: np.ndarray,        # (all,) of one circuit
     sensory_source: np.ndarray, sensory_target: np.ndarray, source: np.ndarray, target: np.ndarray,
     neurons: int, features: int, motors: int,

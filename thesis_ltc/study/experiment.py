@@ -176,7 +176,7 @@ POSITIVE = ("limit", "width", "unfolds", "passes", "batch_size", "learning_rate"
             "epochs", "patience", "threads")
 
 
-def choices(experiment: Experiment) -> dict[str, tuple[Any, ...]]:
+def choices() -> dict[str, tuple[Any, ...]]:
     "Fields that take one of a few values, and these values."
     return {
         "split": ("patient", "official", "slice"), "setting": tuple(SETTINGS),
@@ -207,7 +207,7 @@ def ranges(experiment: Experiment) -> dict[str, tuple[bool, str]]:
 def check_ranges(experiment: Experiment) -> None:
     "Raise ExperimentError for the first value that makes no sense, saying what does."
     rules = {}
-    for name, known in choices(experiment).items():
+    for name, known in choices().items():
         words = [str(choice) for choice in known if choice is not None]
         expected = " or ".join([", ".join(words[:-1]), words[-1]])
         rules[name] = (getattr(experiment, name) in known, expected)

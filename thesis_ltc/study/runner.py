@@ -108,7 +108,7 @@ BUSY = ("study {name} is being run by another process; "
 
 
 def study_lock(name: str, runs: str | Path) -> FileLock:
-    "The lock of the process that plans and runs a study; the process that holds it may take it again."
+    "Return the lock of a study's runner. The process that holds it may acquire it again."
     return FileLock(Path(runs) / f".{name}.study.lock", timeout=0, is_singleton=True)
 
 

@@ -184,7 +184,8 @@ def run_all(
     echo: Echo | None = None,
 ) -> list[dict[str, Any]]:            # a record a seed
     "As `run_seeds`; SeedsFailed at the end if a seed failed, ValueError at once for an impossible head."
-    check_head(experiment)
+    if data is None:   # before images are loaded
+        check_head(experiment)
     outcomes = run_seeds(experiment, seeds, directory, data=data, echo=echo)
     failures = {seed: found for seed, found in outcomes.items() if isinstance(found, Exception)}
     if failures:

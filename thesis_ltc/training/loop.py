@@ -114,7 +114,7 @@ class Interrupted(RuntimeError):
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    "Inside, SIGTERM sets a flag; the yielded function raises Interrupted after it, or without notebook."
+    "Yield a check that raises Interrupted after SIGTERM, or when the notebook's process has ended."
     received, parent = [], os.getppid()
     in_kernel = os.environ.get("JPY_PARENT_PID") == str(parent)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..core.provenance import Imprint, capability, device_name, imprint_digest
 from ..data.imageset import ImageSet
-from .checkpoint import load_model, load_tensors, pack, save_tensors, unpack
+from .checkpoint import load_model, load_tensors, pack_state, save_tensors, unpack
 from .imprint import replay
 from .inputs import Images
 from .recipe import best_epoch, identity
@@ -47,7 +47,7 @@ def save_epoch(training: Training) -> None:
         "environment": training.environment,
         "resumed": training.resumed,
     }
-    save_tensors(checkpoint_path(training.folder), pack(training.model, training.optimiser), state)
+    save_tensors(checkpoint_path(training.folder), pack_state(training.model, training.optimiser), state)
     for path in training.folder.glob("best-*.safetensors"):
         if path != best_weights:
             path.unlink()

@@ -210,7 +210,7 @@ def learner_of(
     model: nn.Module,
     device: str,
 ) -> tuple[type[Learner], int]:   # the learner, and the largest number of seeds in its stack
-    "How the seeds of a model are trained; it depends on model and device alone, as a seed's bits do."
+    "Choose how the seeds of a model are trained, from the model and the device only."
     parts = list(model.modules())
     is_large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
     is_mappable = not is_large and not any(isinstance(part, nn.RNNBase) for part in parts)

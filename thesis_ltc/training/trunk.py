@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'TrunkError', 'Trunk', 'is_run', 'find_trunk', 'read_trunk', 'pictures_seen', 'check_trunk', 'Features',
-           'chunks', 'write_maps', 'write_backbone_maps', 'write_pooled_maps', 'cached_folder', 'probe', 'features_of',
-           'features_key']
+           'chunks', 'write_maps', 'write_backbone_maps', 'write_pooled_maps', 'cached_folder', 'probe_maps',
+           'features_of', 'features_key']
 
 # %% ../../nbs/training/40_trunk.ipynb #b8c1e611
 import hashlib
@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,9 @@ def find_trunk(name: str) -> Path:
     "Directory of the run that a trunk's name leads to; raises TrunkError if there is none."
     places = [Path(name).expanduser()]
     if not places[0].is_absolute() and not is_run(places[0]):
-        places.append(repository() / "runs" / name)
+        places.append(Path("runs") / name)
+        with suppress(FileNotFoundError):   # outside a checkout
+            places.append(repository() / "runs" / name)
     for place in places:
         if is_run(place):
             return place
@@ -244,7 +247,7 @@ def cached_folder(
 
 
 @torch.no_grad()
-def probe(trunk: Trunk, data: ImageSet, recipe: Recipe, count: int = 4) -> str:
+def probe_maps(trunk: Trunk, data: ImageSet, recipe: Recipe, count: int = 4) -> str:
     "Digest of the maps of the first training images, augmented and not."
     backbone = trunk.backbone().to(recipe.device, memory_format=FORMATS[recipe.memory_format])
     images, train = Images(data, recipe), data.rows("train")[:count]
@@ -284,5 +287,5 @@ def features_key(trunk: Trunk, data: ImageSet, recipe: Recipe, passes: int) -> d
         **{name: getattr(recipe, name) for name in fields},
         "device name": device_name(recipe.device),
         "torch": str(torch.__version__),
-        "probe": probe(trunk, data, recipe),
+        "probe": probe_maps(trunk, data, recipe),
     }
