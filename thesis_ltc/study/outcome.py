@@ -132,9 +132,11 @@ def validation_memory(
 
 # %% ../../nbs/study/25_outcome.ipynb #write-tables
 def patient_keys(data: ImageSet, rows: np.ndarray) -> list[str]:
-    "A key for the patient of each row: the same for the same patient of the same set, and not the name."
-    keys = {patient: digest([data.name, patient])[:12] for patient in set(data.patients[rows].tolist())}
-    return [keys[patient] for patient in data.patients[rows].tolist()]
+    "A key for the patient of each row: the hash of the patient's pictures, which betrays no name."
+    pictures: dict[str, list[str]] = {}
+    for patient, picture in zip(data.patients.tolist(), data.image_hashes.tolist(), strict=True):
+        pictures.setdefault(patient, []).append(picture)
+    return [digest(sorted(pictures[patient]))[:12] for patient in data.patients[rows].tolist()]
 
 
 def write_predictions(
