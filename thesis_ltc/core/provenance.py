@@ -27,7 +27,10 @@ from .files import PACKAGE
 
 # %% ../../nbs/core/40_provenance.ipynb #digest-code
 def digest(*values: Any) -> str:
-    "Hash of tensors, arrays, mappings of these, and plain values: 16 hexadecimal digits."
+    """Hash of tensors, arrays, mappings of these, and plain values: 16 hexadecimal digits.
+
+    Raises: TypeError for a bare number beside other values, since 1, 23 and 12, 3 would have the same hash.
+    """
     content = hashlib.sha256()
     for value in values:
         if isinstance(value, Mapping):
@@ -35,6 +38,8 @@ def digest(*values: Any) -> str:
                 content.update(f"{name}={digest(value[name])};".encode())
         elif isinstance(value, Tensor | np.ndarray):
             content.update(array_bytes(value))
+        elif len(values) > 1 and not isinstance(value, str | list | tuple):
+            raise TypeError(f"got {value!r} beside other values; put numbers into a list")
         else:
             content.update(json.dumps(value, sort_keys=True).encode())
     return content.hexdigest()[:16]
