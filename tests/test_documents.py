@@ -206,8 +206,10 @@ def test_the_shown_study_can_be_planned(tmp_path):
 
 
 def test_the_page_on_studies_lists_all_of_them():
+    from thesis_ltc.study.definition import study_files
+
     listed = re.findall(r"^\| `([\w-]+)` \|", SHOWN["20_study.md"], re.M)
-    assert sorted(listed) == sorted(path.stem for path in (ROOT / "studies").glob("*.yaml"))
+    assert sorted(listed) == sorted(study_files(ROOT / "studies"))
 
 
 def test_shown_image_sets_can_be_loaded(tmp_path):

@@ -281,15 +281,16 @@ def is_path(name: str) -> bool:
 def find_study_file(name: str) -> Path:
     "The file of a study; raises ValueError naming those that there are."
     from thesis_ltc.core.files import repository
+    from thesis_ltc.study.definition import study_files
 
-    folder = repository() / "studies"
-    path = Path(name) if is_path(name) else folder / f"{name}.yaml"
-    if not path.exists():
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(path.stem, names, 1)
+    if is_path(name) and Path(name).exists():
+        return Path(name)
+    known = study_files(repository() / "studies")
+    if name not in known:
+        near = difflib.get_close_matches(Path(name).stem, known, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no study {path}; {hint}there are: {', '.join(names)}")
-    return path
+        raise ValueError(f"there is no study {name}; {hint}there are: {', '.join(known)}")
+    return known[name]
 
 # %% ../nbs/cli/10_cli.ipynb #run-study
 INCOMPLETE = "study {name} is not complete; the same command goes on with what is missing"
