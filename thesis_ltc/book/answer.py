@@ -6,8 +6,8 @@
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'LEADS', 'OUTCOMES', 'MOVES', 'SECONDARY', 'FOUND',
            'SCOPE', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined', 'primary_sentences',
            'by_direction', 'lead', 'claim_sentence', 'ranges_text', 'size_sentence', 'moves_sentence', 'move_text',
-           'answer', 'claims_table', 'evidence_text', 'draw_primary', 'draw_interval', 'figure_text', 'scope_box',
-           'scope_sentences']
+           'answer', 'claims_table', 'evidence_text', 'sides_text', 'draw_primary', 'draw_interval', 'figure_text',
+           'scope_box', 'scope_sentences']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
@@ -204,13 +204,23 @@ def claims_table(judgements: Sequence[Judgement]) -> pd.DataFrame:
 
 def evidence_text(evidence: Evidence) -> str:
     "What a comparison found, in a line."
-    pair = evidence.comparison.pair
-    sides = " against ".join(pair) if isinstance(pair, list) else evidence.comparison.study
+    sides = sides_text(evidence)
     if evidence.best is None:
         return f"{sides}: {evidence.reason}"
     best, last = evidence.best, evidence.last
     difference = f"{best.difference:+.3f} and {last.difference:+.3f} {metric_name(evidence)}"
     return f"{sides} on {set_name(evidence)}: {difference} (n = {best.n}), {FOUND[evidence.answer]}"
+
+
+def sides_text(evidence: Evidence) -> str:
+    "The two sides of a comparison: `fc against ncp-z`, `setting 1 against 2, fc`, or the name of its study."
+    pair, others = evidence.comparison.pair, evidence.comparison.where.values()
+    if pair is None:
+        return evidence.comparison.study
+    if isinstance(pair, Mapping):
+        ((factor, values),) = pair.items()
+        return ", ".join([f"{factor} {' against '.join(map(str, values))}", *map(str, others)])
+    return " against ".join(pair)
 
 # %% ../../nbs/book/42_answer.ipynb #draw-primary
 def draw_primary(judgement: Judgement) -> Figure:
