@@ -6,23 +6,23 @@
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'LEADS', 'SIZES', 'OUTCOMES', 'MOVES', 'SECONDARY',
            'FOUND', 'SCOPE', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined', 'primary_sentences',
            'open_text', 'by_direction', 'lead', 'claim_sentence', 'ranges_text', 'size_sentence', 'moves_sentence',
-           'move_text', 'answer', 'claims_table', 'evidence_text', 'sides_text', 'draw_primary', 'draw_interval',
+           'move_text', 'answer', 'judge_published', 'claims_table', 'evidence_text', 'sides_text', 'draw_primary',
            'figure_text', 'scope_box', 'scope_sentences']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import VERDICT_COLOURS
+from .figures import draw_interval
+from .records import by_study, load_records
 from .style import GREY
 from .tables import NAMES
-from ..heads.models import classifier, parameter_counts
 from thesis_ltc.study.claims import (
     CONTRADICTED,
     CONTRADICTS,
@@ -32,8 +32,12 @@ from thesis_ltc.study.claims import (
     UNDECIDED,
     Evidence,
     Judgement,
+    Studies,
+    head_parameters,
+    judge,
+    read_claims,
 )
-from ..study.intervals import Contrast
+from ..study.plan import load_plans
 
 # %% ../../nbs/book/42_answer.ipynb #numbers
 SETS = {"covid-ct": "COVID-CT", "fashion-mnist": "Fashion-MNIST"}   # as a reader knows them
@@ -88,8 +92,8 @@ def primary_sentences(judgement: Judgement) -> list[str]:
         return [NO_ANSWER.format(first=SIDES[0], second=SIDES[1])]
     parts = [f"{words} {joined([difference_text(one) for one in groups[name]])}"
              for name, words in WORDS.items() if groups[name]]
-    open_places = joined([place_text(one) for one in groups["undecided"]])
     if not parts:
+        open_places = joined([place_text(one) for one in groups["undecided"]])
         return [NOT_DECIDED.format(first=SIDES[0], second=SIDES[1], places=open_places)]
     seconds = [SIDES[1], "it", "it"]
     said = "; and ".join(part.format(second=second) for part, second in zip(parts, seconds, strict=False))
@@ -159,7 +163,7 @@ SIZES = ("The head has {circuit:,} parameters with the circuit, {same:,} with th
 def size_sentence() -> str:
     "What the circuit saves in parameters, counted in the models."
     heads = {"circuit": "ncp-z", "same": "z-fc", "whole": "fc"}
-    counts = {name: parameter_counts(classifier(head))["head"] for name, head in heads.items()}
+    counts = {name: head_parameters(head) for name, head in heads.items()}
     saves = "the circuit saves parameters" if counts["circuit"] < counts["same"] else (
         "the smaller tensor saves parameters, the circuit does not")
     return SIZES.format(**counts, saves=saves)
@@ -198,7 +202,17 @@ def answer(judgements: Sequence[Judgement]) -> list[str]:
         return sentences
     sentences += [claim_sentence(found["fc-higher"]), size_sentence()]
     sentences.append(moves_sentence([found[name] for name in MOVES]))
-    return list(filter(None, sentences))[:5]
+    return list(filter(None, sentences))
+
+
+def judge_published(root: Path) -> tuple[list[Judgement], Studies]:
+    "The verdicts on all claims by the studies published in a repository, and these studies."
+    records, plans = load_records(root / "results"), load_plans(root / "results")
+    studies: dict[str, tuple] = {}
+    for plan, part in by_study(records, plans):
+        if plan:
+            studies.setdefault(plan["study"], (plan, part))   # one that a command changed comes later
+    return [judge(claim, studies) for claim in read_claims(root / "studies" / "claims.yaml")], studies
 
 
 SECONDARY = ("The first comparison is the primary one. The others are secondary: their intervals are not "
@@ -244,24 +258,16 @@ def draw_primary(judgement: Judgement) -> Figure:
     "Draw the primary comparison, a row for each study that has it; its margin belongs to its metric."
     rows = [one for one in judgement.evidence if one.best is not None]
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.45 * len(rows)))
+    axis.axvline(0, color="black", linewidth=0.8)
     for place, one in enumerate(rows):
         axis.barh(place, 2 * one.margin, 0.8, -one.margin, color=GREY, alpha=0.2, linewidth=0)
-        draw_interval(axis, place - 0.15, one.best, filled=True)
+        draw_interval(axis, place - 0.15, one.best)
         draw_interval(axis, place + 0.15, one.last, filled=False)
-    axis.axvline(0, color="black", linewidth=0.8)
     names = [f"{place_text(one)}, {metric_name(one)}, n = {one.best.n}" for one in rows]
     axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
     axis.set_xlabel("circuit less layer: left of zero, the circuit scores lower")
     return figure
 
-
-def draw_interval(axis: Axes, place: float, found: Contrast, filled: bool) -> None:
-    "Draw a difference with its interval."
-    colour = VERDICT_COLOURS[found.verdict]
-    ends = found.interval or [found.difference] * 2
-    axis.plot(ends, [place, place], "-", color=colour, linewidth=1.4)
-    face = colour if filled else "white"
-    axis.plot(found.difference, place, "o", color=colour, markerfacecolor=face, markersize=4)
 
 
 def figure_text(judgement: Judgement) -> str:

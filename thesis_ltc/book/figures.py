@@ -6,7 +6,7 @@
 __all__ = ['BAND', 'VERDICT_COLOURS', 'AGAINST', 'TITLES', 'NotPublishable', 'refuse_unpublishable', 'draw_grid',
            'draw_augmented', 'draw_mistakes', 'common_epochs', 'draw_metric', 'draw_curves', 'draw_curves_by_head',
            'draw_percent', 'draw_classes', 'draw_confusion', 'draw_memory', 'draw_against', 'draw_contrasts',
-           'draw_verdicts', 'draw_travel']
+           'draw_interval', 'draw_verdicts', 'draw_travel']
 
 # %% ../../nbs/book/40_figures.ipynb #58256d68
 import textwrap
@@ -238,12 +238,17 @@ def draw_contrasts(axis: Axes, found: list[Any], margin: float) -> None:
     axis.axvspan(-margin, margin, color=GREY, alpha=0.15, linewidth=0)
     axis.axvline(0, color="black", linewidth=0.8)
     for row, contrast in enumerate(found):
-        if contrast.difference is None:
-            continue
-        colour = VERDICT_COLOURS[contrast.verdict]
-        axis.plot(contrast.difference, row, "o", color=colour, markersize=4)
-        ends = contrast.interval or [contrast.difference] * 2
-        axis.plot(ends, [row, row], "-", color=colour, linewidth=1.4)
+        if contrast.difference is not None:
+            draw_interval(axis, row, contrast)
+
+
+def draw_interval(axis: Axes, place: float, contrast: Any, filled: bool = True) -> None:
+    "Draw a difference and its interval in the colour of the verdict."
+    colour = VERDICT_COLOURS[contrast.verdict]
+    face = colour if filled else "white"
+    axis.plot(contrast.difference, place, "o", color=colour, markerfacecolor=face, markersize=4, zorder=3)
+    ends = contrast.interval or [contrast.difference] * 2
+    axis.plot(ends, [place, place], "-", color=colour, linewidth=1.4)
 
 
 def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:

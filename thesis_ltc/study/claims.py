@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['RULES', 'SUPPORTS', 'CONTRADICTS', 'UNDECIDED', 'NOT_RUN', 'EQUAL', 'Studies', 'SUPPORTED', 'CONTRADICTED',
            'NOT_TESTABLE', 'ClaimError', 'Comparison', 'Claim', 'read_claims', 'make_claim', 'checked',
-           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'missing_runs', 'judge_sizes',
-           'judge_stops', 'Judgement', 'combine', 'judge']
+           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'missing_runs', 'head_parameters',
+           'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge']
 
 # %% ../../nbs/study/68_claims.ipynb #claims-imports
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,9 +159,15 @@ def missing_runs(plan: Mapping[str, Any], records: pd.DataFrame) -> int:
     return len(planned - set(zip(records.id, records.seed, strict=True)))
 
 # %% ../../nbs/study/68_claims.ipynb #sizes
+@cache
+def head_parameters(head: str) -> int:
+    "Count the parameters of a named head at the report's size."
+    return parameter_counts(classifier(head))["head"]
+
+
 def judge_sizes(comparison: Comparison) -> Evidence:
     "Whether the first head has fewer parameters than the second."
-    first, second = (parameter_counts(classifier(head))["head"] for head in comparison.pair)
+    first, second = map(head_parameters, comparison.pair)
     answer = SUPPORTS if first < second else CONTRADICTS
     return Evidence(comparison, answer, f"{first:,} parameters against {second:,}")
 
