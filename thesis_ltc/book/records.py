@@ -6,7 +6,7 @@
 __all__ = ['FACTORS', 'SCORES', 'SCORE_COLUMNS', 'COLUMNS', 'DEFAULTS', 'HISTORY_KEYS', 'LABELS', 'REPLICATES', 'record_row',
            'load_records', 'iterate_records', 'load_histories', 'confusion_of', 'memory_curves', 'weight_travel',
            'factor_text', 'has_effect', 'follows_setting', 'varied_factors', 'head_order', 'comparable',
-           'study_records', 'is_trunk', 'by_study', 'find_study']
+           'study_records', 'is_trunk', 'by_study', 'load_results', 'with_head_names', 'find_study']
 
 # %% ../../nbs/book/10_records.ipynb #a9048f36
 import math
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..heads import HEADS
+from ..heads.models import NAMED, head_name
 from ..heads.sentence import HeadError
 from ..study.experiment import OF_A_CIRCUIT, Experiment, circuit_fields
+from ..study.plan import load_plans
 from ..study.record import Record, RecordError, parse_record
 from ..study.shelf import Shelf, find_shelves, read_history
 from ..training.objective import SETTINGS
@@ -54,7 +55,8 @@ def record_row(
     replay = shelf.replays.get(record.id, {}) if shelf else {}
     return {
         "id": record.id, "seed": record.seed,
-        **{name: record.experiment.get(name, DEFAULTS[name]) for name in FACTORS}, **scores,
+        **{name: record.experiment.get(name, DEFAULTS[name]) for name in FACTORS},
+        "head": head_name(record.experiment["head"]), **scores,
         "best_epoch": metrics.best.epoch, "last_epoch": metrics.last.epoch, "stopped": record.stopped,
         "live": counts.live, "dense": counts.dense, "synapses": counts.synapses, "head_live": counts.head,
         "macs": record.macs, "images_per_second": record.images_per_second, "seconds": record.seconds,
@@ -190,7 +192,7 @@ def varied_factors(records: pd.DataFrame) -> list[str]:
 
 def head_order(heads: Iterable[str]) -> list[str]:
     "Each head once: those with a name in the order of the table of heads, then sentences."
-    return sorted(set(heads), key=lambda head: ([*HEADS, head].index(head), head))
+    return sorted(set(heads), key=lambda head: ([*NAMED, head].index(head), head))
 
 # %% ../../nbs/book/10_records.ipynb #comparable
 def comparable(
@@ -245,6 +247,22 @@ def by_study(
             yield plan, part
     for _, rest in records.drop(index=list(seen)).groupby("data", sort=True):
         yield None, rest
+
+
+def load_results(
+    *directories: str | Path,   # runs/, results/
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    "Return all records and plans, in which heads that have a name are called by it."
+    return load_records(*directories), [with_head_names(plan) for plan in load_plans(*directories)]
+
+
+def with_head_names(value: Any) -> Any:
+    "Return plain values in which every sentence of a head that has a name is replaced by it."
+    if isinstance(value, dict):
+        return {key: with_head_names(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [with_head_names(entry) for entry in value]
+    return head_name(value) if isinstance(value, str) else value
 
 
 def find_study(
