@@ -185,13 +185,11 @@ def spread_text(groups: list[pd.DataFrame]) -> str:
     return f"Below a mean: {' or '.join(texts)}" if texts else ""
 
 
-def legend(records: pd.DataFrame, brief: bool = False) -> Any:
-    "What the numbers are, and the marks that occur, for tables of these records."
-    from IPython.display import Markdown
-
+def legend(records: pd.DataFrame, brief: bool = False) -> str:
+    "What the numbers are, and the marks that occur, for tables of these records, as Markdown."
     broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
     if records.empty:
-        return Markdown(". ".join(broken))
+        return ". ".join(broken)
     signs = marks(records)
     groups, there = experiment_groups(records, signs), set("".join(signs))
     is_drawn = any(overlap(group) for group in groups)
@@ -202,7 +200,7 @@ def legend(records: pd.DataFrame, brief: bool = False) -> Any:
     counts = "Parameters are live ones: of synapses that exist; images/s are medians in training"
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
     sentences = [scores + last, spread_text(groups), counts, *used, *broken]
-    return Markdown(". ".join(filter(None, sentences)) + ".")
+    return ". ".join(filter(None, sentences)) + "."
 
 # %% ../../nbs/book/20_tables.ipynb #scores-table
 NAMES = {"accuracy": "accuracy", "f1": "F1", "jaccard": "Jaccard", "auc": "AUC", "log_loss": "log loss",

@@ -47,7 +47,7 @@ class Mean(NamedTuple):
 def overlap(records: pd.DataFrame) -> float:
     "Test images per training image, averaged over records of several splits; 0 if all are of one split."
     draws = [name for name in ("repeat", "fold") if name in records]
-    if not draws or len(records.drop_duplicates(draws)) == 1:
+    if not draws or all(records[name].nunique(dropna=False) == 1 for name in draws):
         return 0.0
     return float((records.test_images / records.train_images).mean())
 
