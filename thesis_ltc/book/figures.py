@@ -6,7 +6,7 @@
 __all__ = ['BAND', 'SCORES', 'VERDICT_COLOURS', 'AGAINST', 'TITLES', 'NotPublishable', 'refuse_unpublishable', 'draw_grid',
            'draw_augmented', 'draw_mistakes', 'common_epochs', 'draw_metric', 'draw_curves', 'draw_curves_by_head',
            'draw_percent', 'draw_classes', 'draw_confusion', 'draw_memory', 'experiment_labels', 'draw_scores',
-           'draw_mean', 'draw_against', 'draw_contrasts', 'draw_interval', 'draw_verdicts', 'draw_travel']
+           'draw_mean', 'draw_against', 'draw_contrasts', 'draw_interval', 'draw_verdicts', 'draw_chain', 'draw_travel']
 
 # %% ../../nbs/book/40_figures.ipynb #58256d68
 import textwrap
@@ -27,7 +27,7 @@ from .tables import NAMES, contrasts
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess
 from ..data.imageset import ImageSet
-from ..study.intervals import FEWEST_FOR_INTERVAL, Mean, mean_of, overlap
+from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, Mean, mean_of, overlap
 
 # %% ../../nbs/book/40_figures.ipynb #notpublishable
 class NotPublishable(ValueError):
@@ -307,6 +307,28 @@ def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:
     handles = [plt.Line2D([], [], color=VERDICT_COLOURS[name], **style) for name in names]
     labels = [words.get(name, name) for name in names]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(verdicts), frameon=False)
+
+# %% ../../nbs/book/40_figures.ipynb #ladder
+def draw_chain(
+    start: tuple[str, float],                     # the first head and its mean score
+    steps: Sequence[tuple[str, str, Contrast]],   # a change, the head after it, its contrast with before
+    metric: str,
+) -> Figure:
+    "Draw how a score changes from head to head, with the 95 % interval of each change."
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.42 * (len(steps) + 1)))
+    score, names = start[1], [start[0]]
+    axis.plot(score, 0, "o", color="black", markersize=5)
+    for row, (change, head, found) in enumerate(steps, 1):
+        colour = VERDICT_COLOURS[found.verdict]
+        axis.barh(row, found.difference, 0.5, score, color=colour, alpha=0.55, linewidth=0)
+        low, high = (score + end for end in found.interval or (found.difference,) * 2)
+        axis.plot([low, high], [row, row], "-", color="black", linewidth=1)
+        score += found.difference
+        axis.plot(score, row, "o", color="black", markersize=5, zorder=3)
+        names.append(f"{change}: {head}")
+    axis.set(yticks=range(len(names)), yticklabels=[escape_dollars(name) for name in names],
+             ylim=(len(names) - 0.5, -0.5), xlabel=NAMES[metric])
+    return figure
 
 # %% ../../nbs/book/40_figures.ipynb #draw-travel
 def draw_travel(
