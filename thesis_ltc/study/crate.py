@@ -72,12 +72,6 @@ def add(crate: "ROCrate", key: str, kind: str, /, **properties: Any) -> "Context
     return crate.add(ContextEntity(crate, key, properties={"@type": kind, **known}))
 
 
-HOMES = {   # of software that records name
-    "python": "https://www.python.org/", "torch": "https://pytorch.org/", "numpy": "https://numpy.org/",
-    "ncps": "https://github.com/mlech26l/ncps",
-}
-
-
 def one_or_all(values: Iterable[Any]) -> Any:
     "The only value, or a list of several, as JSON-LD has it."
     values = list(values)
