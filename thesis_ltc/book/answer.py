@@ -6,7 +6,7 @@
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'LEADS', 'SIZES', 'OUTCOMES', 'MOVES', 'ORDER',
            'FOUND', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
            'place_text', 'joined', 'primary_sentences', 'open_text', 'by_direction', 'lead', 'claim_sentence',
-           'ranges_text', 'size_sentence', 'moves_sentence', 'move_text', 'answer', 'judge_published', 'sides_of',
+           'ranges_of', 'size_sentence', 'moves_sentence', 'move_text', 'answer', 'judge_published', 'sides_of',
            'side_cell', 'evidence_row', 'probability_text', 'annotated', 'annotated_claim', 'margin_text',
            'draw_primary', 'figure_text', 'scope_box', 'scope_sentences']
 
@@ -141,14 +141,14 @@ LEADS = {   # what becomes of a statement of the report
 def claim_sentence(judgement: Judgement) -> str:
     "A claim with its verdict and the differences that were found."
     statement = judgement.claim.statement.removesuffix(".")
-    found = ranges_text([one for one in judgement.evidence if one.best is not None])
+    found = joined(ranges_of([one for one in judgement.evidence if one.best is not None]))
     beginning = LEADS.get(judgement.verdict, "Not testable here")
     if judgement.is_exploratory:
         beginning += " (exploratory)"
     return f"{beginning}: {statement}{f' ({found})' if found else ''}."
 
 
-def ranges_text(evidence: Sequence[Evidence]) -> str:
+def ranges_of(evidence: Sequence[Evidence]) -> list[str]:
     "Differences at the best epoch, lowest and highest for each image set and metric."
     groups: dict[tuple[str, str], list[float]] = {}
     for one in evidence:
@@ -158,7 +158,7 @@ def ranges_text(evidence: Sequence[Evidence]) -> str:
     for (metric, data), values in groups.items():
         ends = dict.fromkeys((f"{min(values):+.3f}", f"{max(values):+.3f}"))
         texts.append(f"{' to '.join(ends)} {metric} on {data}")
-    return joined(texts)
+    return texts
 
 
 SIZES = ("The head has {circuit:,} parameters with the circuit, {same:,} with the layer on the same tensor, "
@@ -281,9 +281,11 @@ SECTIONS = {"2.1": "2.1 Feature extractor", "2.2": "2.2 Classification layers", 
 
 
 def annotated(judgements: Sequence[Judgement], studies: Studies) -> HTML:
-    "The report, statement by statement, in the order of its sections."
+    "The report, statement by statement; the section of the primary statement comes first."
     parts: dict[str, list[str]] = {}
-    for one in sorted(judgements, key=lambda one: (one.claim.section, not one.claim.primary)):
+    first = [one.claim.section for one in judgements if one.claim.primary]
+    for one in sorted(judgements, key=lambda one: (one.claim.section not in first, one.claim.section,
+                                                   not one.claim.primary)):
         parts.setdefault(one.claim.section, []).append(annotated_claim(one, studies))
     return HTML("".join(f"<h3>{SECTIONS.get(section, section)}</h3>{''.join(texts)}"
                         for section, texts in parts.items()))
@@ -300,20 +302,24 @@ def annotated_claim(judgement: Judgement, studies: Studies) -> str:
     return ANNOTATED.format(
         name=claim.name, statement=html.escape(claim.statement), table=table,
         primary=" <strong>The primary comparison.</strong>" if claim.primary else "",
-        badge=markup.badge(judgement.verdict), margin=margin_text(judgement.evidence),
+        badge=markup.badge(judgement.verdict), margin=margin_text(judgement.evidence, studies),
         exploratory="<br><small>exploratory</small>" if judgement.is_exploratory else "")
 
 
-def margin_text(evidence: Sequence[Evidence]) -> str:
-    "The differences of a claim's comparisons, and the probability that their orders are false."
+def margin_text(evidence: Sequence[Evidence], studies: Studies) -> str:
+    "The differences of a claim's comparisons, links to their runs, and the probability of a false order."
     run = [one for one in evidence if one.best is not None]
-    lines = [text.strip() for text in ranges_text(run).split(" and ") if text] or [
-        one.reason for one in evidence[:1]]
+    lines = [html.escape(text) for text in ranges_of(run) or [one.reason for one in evidence[:1]]]
     false = [one.ranking.false for one in run if one.ranking]
     if false:
         ends = " to ".join(dict.fromkeys(map(probability_text, (min(false), max(false)))))
-        lines.append(f"order false with probability {ends}")
-    return "".join(f"<br><small>{html.escape(line)}</small>" for line in lines)
+        lines.append(f"probability that the order is false: {html.escape(ends)}")
+    names = dict.fromkeys(one.comparison.study for one in run if one.comparison.study in studies)
+    pages = {name: records_link(studies[name][1].iloc[0]) for name in names}
+    links = [f'<a href="{ROOT}{page.partition("#")[0]}">{html.escape(name)}</a>'
+             for name, page in pages.items() if page]
+    lines += [f"runs: {', '.join(links)}"] if links else []
+    return "".join(f"<br><small>{line}</small>" for line in lines)
 
 # %% ../../nbs/book/42_answer.ipynb #draw-primary
 def draw_primary(judgement: Judgement) -> Figure:

@@ -21,6 +21,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .markup import VERDICT_WORDS
 from .records import LABELS, REPLICATES, factor_text, has_effect, head_order, varied_factors
 from .style import BLUE, GREEN, GREY, ORANGE, embed, escape_dollars, hide_unused, slant_labels
 from .tables import NAMES, contrasts
@@ -301,11 +302,10 @@ def draw_interval(axis: Axes, place: float, contrast: Any, filled: bool = True) 
 
 def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:
     "Draw a legend of verdicts below a figure."
-    words = {"better": "higher", "worse": "lower", "equal within the margin": "equal"}
     names = [name for name in VERDICT_COLOURS if name in verdicts]
     style = {"linestyle": "-", "marker": "o", "markersize": 4}
     handles = [plt.Line2D([], [], color=VERDICT_COLOURS[name], **style) for name in names]
-    labels = [words.get(name, name) for name in names]
+    labels = [VERDICT_WORDS[name] for name in names]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(verdicts), frameon=False)
 
 # %% ../../nbs/book/40_figures.ipynb #ladder

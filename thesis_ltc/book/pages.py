@@ -29,7 +29,7 @@ def split_directives(
         if line.strip() and not match:
             return directives, "".join(lines[number:])
         if match:
-            directives[match[1]] = match[2]
+            directives[match[1]] = " ".join(filter(None, [directives.get(match[1]), match[2]]))
     return directives, ""
 
 # %% ../../nbs/book/52_pages.ipynb #tags
