@@ -160,7 +160,7 @@ def ranges_of(evidence: Sequence[Evidence]) -> list[str]:
         texts.append(f"{' to '.join(ends)} {metric} on {data}")
     return texts
 
-
+# %% ../../nbs/book/42_answer.ipynb #sizes-and-moves
 SIZES = ("The head has {circuit:,} parameters with the circuit, {same:,} with the layer on the same tensor, "
          "and {whole:,} with the layer on the whole map: {saves}.")
 

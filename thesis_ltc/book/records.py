@@ -251,7 +251,7 @@ def by_study(
     for _, rest in records.drop(index=list(seen)).groupby("data", sort=True):
         yield None, rest
 
-
+# %% ../../nbs/book/10_records.ipynb #load-results
 def load_results(
     *directories: str | Path,   # runs/, results/
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:

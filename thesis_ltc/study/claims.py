@@ -145,14 +145,15 @@ def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> 
         return Evidence(comparison, NOT_RUN, f"the study {comparison.study} has no records")
     missing = missing_runs(plan, records)
     if missing:
-        return Evidence(comparison, NOT_RUN, f"{missing} planned runs of {comparison.study} have no record")
+        runs = "run of {} has" if missing == 1 else "runs of {} have"
+        return Evidence(comparison, NOT_RUN, f"{missing} planned {runs.format(comparison.study)} no record")
     for name, value in comparison.where.items():
         records = records[records[name] == value]
     if claim.rule == "stops":
         return judge_stops(claim, comparison, records)
     return judge_scores(claim, comparison, plan, records)
 
-
+# %% ../../nbs/study/68_claims.ipynb #judge-scores
 def judge_scores(
     claim: Claim, comparison: Comparison, plan: Mapping[str, Any], records: pd.DataFrame,
 ) -> Evidence:
@@ -166,10 +167,12 @@ def judge_scores(
         found = (contrast(records, pair, asked, when, tests) for when in ("best", "last"))
         return judge_contrasts(claim.rule, claim.value, *found)
 
+    best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
+    if not best.n:
+        return Evidence(comparison, NOT_RUN, f"{comparison.study} has no pair of runs of the two")
     answer = answer_of(1)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
         answer = answer_of(len(claim.comparisons))
-    best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
     reason = f"{best.n} pairs of runs; a verdict needs {FEWEST}" if best.n < FEWEST else ""
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
