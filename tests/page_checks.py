@@ -101,7 +101,8 @@ def dead_links(page: Path, known: dict[Path, set[str]]) -> list[str]:
         if target not in known and target.suffix == ".html" and target.exists():
             known[target] = Anchors(target).anchors
         anchors = known.get(target, {""})
-        if not target.exists() or unquote(parts.fragment) not in anchors:
+        anchor, _, _ = unquote(parts.fragment).partition(":~:")   # what follows is text to scroll to
+        if not target.exists() or anchor not in anchors:
             dead.append(link)
     return dead
 

@@ -88,7 +88,7 @@ def test_a_planted_fault_is_found(chrome, tmp_path, name):
 
 def test_a_dead_link_is_found(tmp_path):
     (tmp_path / "other.html").write_text('<p id="there">')
-    living = '<a href="other.html#there"><a href="#here"><p id="here"><a href="https://example.org/none">'
+    living = '<a href="other.html#there"><a href="other.html#:~:text=def"><a href="#here"><p id="here"><a href="https://example.org/none">'
     dead = '<a href="other.html#nowhere"><a href="none.html"><a href="#gone">'
     page = write(tmp_path, living, dead)
     assert dead_links(page, {}) == ["#gone", "none.html", "other.html#nowhere"]
