@@ -282,6 +282,12 @@ def listed_pages() -> list[str]:
     return pages(yaml.safe_load(read(ROOT / "_toc.yml"))["parts"])
 
 
+def appendix_pages() -> list[str]:
+    "The pages of the book's last part."
+    parts = yaml.safe_load(read(ROOT / "_toc.yml"))["parts"]
+    return pages([part for part in parts if part["caption"] == "Appendix"])
+
+
 def written_pages() -> list[str]:
     "Every notebook and Markdown page below nbs, but for the experiment's own."
     paths = [path for path in (ROOT / "nbs").rglob("*.*") if path.suffix in (".ipynb", ".md")]
@@ -298,9 +304,11 @@ def test_pages_are_listed_in_the_order_of_wings_and_numbers():
     listed = listed_pages()
     order = [name.split("/")[1] for name in listed if name.split("/")[1] in WINGS]
     assert tuple(dict.fromkeys(order)) == WINGS and order == sorted(order, key=WINGS.index)
+    appendix = appendix_pages()   # begins with what most readers look for
     for folder in (*WINGS, *PARTS):
         names = [name for name in listed if name.startswith(f"nbs/{folder}/")]
-        assert names == sorted(names), f"nbs/{folder} is not listed by number"
+        ordered = [name for name in names if name not in appendix]
+        assert ordered == sorted(ordered), f"nbs/{folder} is not listed by number"
         numbers = [Path(name).name.split("_")[0] for name in names]
         assert len(set(numbers)) == len(numbers), f"a number of nbs/{folder} occurs twice"
 

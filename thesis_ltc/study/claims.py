@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RULES', 'SUPPORTS', 'CONTRADICTS', 'UNDECIDED', 'NOT_RUN', 'EQUAL', 'Studies', 'SUPPORTED', 'CONTRADICTED',
            'NOT_TESTABLE', 'ClaimError', 'Comparison', 'Claim', 'read_claims', 'make_claim', 'checked',
-           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'missing_runs', 'head_parameters',
-           'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge']
+           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'judge_scores', 'missing_runs',
+           'head_parameters', 'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge', 'judge_all']
 
 # %% ../../nbs/study/68_claims.ipynb #claims-imports
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ import pandas as pd
 
 from ..core.files import read_yaml
 from ..heads.models import HEADS, classifier, parameter_counts
-from .intervals import FEWEST, Contrast, contrast
+from .intervals import FEWEST, Contrast, contrast, sides
+from .ranking import Ranking, ranking_of
 
 # %% ../../nbs/study/68_claims.ipynb #claim
 class ClaimError(ValueError):
@@ -27,6 +28,7 @@ class ClaimError(ValueError):
 
 
 RULES = ("equal", "higher", "within", "fewer", "stops")
+SUPPORTS, CONTRADICTS, UNDECIDED, NOT_RUN = "supports", "contradicts", "undecided", "not run"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Claim:
     comparisons: tuple[Comparison, ...] = ()
     primary: bool = False         # the question of the thesis
     untestable: str = ""          # why no run here can judge it
+
+    @property
+    def decisive(self) -> str:
+        "The answer of one comparison that alone decides the verdict."
+        return CONTRADICTS if self.every else SUPPORTS
 
 # %% ../../nbs/study/68_claims.ipynb #read-claims
 def read_claims(path: str | Path) -> list[Claim]:
@@ -83,7 +90,6 @@ def checked(kind: type, values: Mapping[str, Any], place: str) -> Any:
     return kind(**values)
 
 # %% ../../nbs/study/68_claims.ipynb #judge-contrasts
-SUPPORTS, CONTRADICTS, UNDECIDED, NOT_RUN = "supports", "contradicts", "undecided", "not run"
 EQUAL = "equal within the margin"
 
 
@@ -127,6 +133,7 @@ class Evidence(NamedTuple):
     margin: float | None = None
     data: str = ""                  # the image set
     trained: str = ""               # what was trained: heads on a frozen backbone, or whole networks
+    ranking: Ranking | None = None  # both sides, test image by test image; None without predictions
 
 
 def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> Evidence:
@@ -143,14 +150,31 @@ def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> 
         records = records[records[name] == value]
     if claim.rule == "stops":
         return judge_stops(claim, comparison, records)
+    return judge_scores(claim, comparison, plan, records)
+
+
+def judge_scores(
+    claim: Claim, comparison: Comparison, plan: Mapping[str, Any], records: pd.DataFrame,
+) -> Evidence:
+    "Judge a comparison of test scores."
     metric = comparison.metric or plan["margin"]["metric"]
     margin = plan["margin"]["value"] if comparison.margin is None else comparison.margin
-    asked = {"metric": metric, "value": margin}
-    best, last = (contrast(records, comparison.pair, asked, when) for when in ("best", "last"))
-    answer = judge_contrasts(claim.rule, claim.value, best, last)
+    asked, pair = {"metric": metric, "value": margin}, comparison.pair
+
+    def answer_of(tests: int) -> str:
+        "What both epochs say with intervals that share the error among some tests."
+        found = (contrast(records, pair, asked, when, tests) for when in ("best", "last"))
+        return judge_contrasts(claim.rule, claim.value, *found)
+
+    answer = answer_of(1)
+    if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
+        answer = answer_of(len(claim.comparisons))
+    best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
     reason = f"{best.n} pairs of runs; a verdict needs {FEWEST}" if best.n < FEWEST else ""
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
-    return Evidence(comparison, answer, reason, best, last, metric, margin, records.data.iloc[0], trained)
+    ranking = ranking_of(records, *sides(pair))
+    data = records.data.iloc[0]
+    return Evidence(comparison, answer, reason, best, last, metric, margin, data, trained, ranking)
 
 
 def missing_runs(plan: Mapping[str, Any], records: pd.DataFrame) -> int:
@@ -190,6 +214,7 @@ class Judgement(NamedTuple):
     claim: Claim
     verdict: str   # supported, contradicted, undecided, not testable here, not run
     evidence: tuple[Evidence, ...]
+    is_exploratory: bool = False   # its test came after the first undecided claim
 
 
 def combine(answers: Sequence[str], every: bool) -> str:
@@ -209,3 +234,14 @@ def judge(claim: Claim, studies: Studies) -> Judgement:
     "Judge a claim by the records that are there."
     evidence = tuple(judge_comparison(claim, one, studies) for one in claim.comparisons)
     return Judgement(claim, combine([one.answer for one in evidence], claim.every), evidence)
+
+# %% ../../nbs/study/68_claims.ipynb #gate
+def judge_all(claims: Sequence[Claim], studies: Studies) -> list[Judgement]:
+    "Judge claims in their order; those after the first undecided one are exploratory."
+    judgements, is_closed = [], False
+    for claim in claims:
+        judgement = judge(claim, studies)
+        is_tested = any(one.best is not None for one in judgement.evidence)
+        judgements.append(judgement._replace(is_exploratory=is_closed and is_tested))
+        is_closed |= is_tested and judgement.verdict == UNDECIDED
+    return judgements

@@ -47,7 +47,7 @@ class Mean(NamedTuple):
 def overlap(records: pd.DataFrame) -> float:
     "Test images per training image, averaged over records of several splits; 0 if all are of one split."
     draws = [name for name in ("repeat", "fold") if name in records]
-    if not draws or len(records.drop_duplicates(draws)) == 1:
+    if not draws or all(records[name].nunique(dropna=False) == 1 for name in draws):
         return 0.0
     return float((records.test_images / records.train_images).mean())
 
@@ -74,7 +74,7 @@ class Contrast(NamedTuple):
     second: str
     n: int                                  # pairs
     difference: float | None                # mean; None without pairs
-    interval: tuple[float, float] | None    # 95 %; None with fewer than two pairs
+    interval: tuple[float, float] | None    # 95 %, of one test; None with fewer than two pairs
     verdict: str                            # equal within the margin, better, worse, undecided
 
 
@@ -109,16 +109,15 @@ def paired_differences(
 # %% ../../nbs/study/50_intervals.ipynb #verdict
 def verdict_of(
     mean: float,
-    half_90: float,   # half the width of the 90 % interval
-    half_95: float,   # of the 95 % interval
+    half: float,     # half the width of its interval
     margin: float,
 ) -> str:
     "The verdict on a mean difference: equal within the margin, better, worse or undecided."
-    if abs(mean) + half_90 < margin:
+    if abs(mean) + half < margin:
         return "equal within the margin"
-    if mean > half_95:
+    if mean > half:
         return "better"
-    return "worse" if mean < -half_95 else "undecided"
+    return "worse" if mean < -half else "undecided"
 
 # %% ../../nbs/study/50_intervals.ipynb #contrast
 FEWEST = 6   # pairs for a verdict
@@ -129,6 +128,7 @@ def contrast(
     primary: Sequence[str] | Mapping[str, Sequence[Any]],   # two heads, or {factor: two values}
     margin: dict[str, Any],         # {"metric": a score, "value": the margin}
     when: str = "best",             # or last: the epoch whose test scores are compared
+    tests: int = 1,                 # that share the error of 5 %: the interval has the level 1 - 0.05 / tests
 ) -> Contrast:
     "Compare the test scores of two heads, or of two values of another factor, in pairs."
     factor, values = sides(primary)
@@ -141,6 +141,6 @@ def contrast(
     if n == 1:
         return Contrast(*names, 1, mean, None, "undecided")
     error = float(pairs.std(ddof=1)) * math.sqrt(1 / n + overlap(records))
-    half_90, half_95 = (float(stats.t.ppf(quantile, n - 1)) * error for quantile in (0.95, 0.975))
-    verdict = verdict_of(mean, half_90, half_95, margin["value"]) if n >= FEWEST else "undecided"
-    return Contrast(*names, n, mean, (mean - half_95, mean + half_95), verdict)
+    half = float(stats.t.ppf(1 - 0.025 / tests, n - 1)) * error
+    verdict = verdict_of(mean, half, margin["value"]) if n >= FEWEST else "undecided"
+    return Contrast(*names, n, mean, (mean - half, mean + half), verdict)

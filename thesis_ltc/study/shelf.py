@@ -184,6 +184,19 @@ class Shelf:
         return pd.read_parquet(path) if path.exists() else None
 
     @cached_property
+    def correct(self) -> dict[tuple[str, int], pd.Series]:
+        "Whether each test image was classified correctly at the best epoch, by experiment and seed."
+        table = self.predictions
+        if table is None:
+            return {}
+        if "predicted" not in table:
+            chances = table.filter(regex=r"^best_\d+$")
+            table = table.assign(predicted=chances.to_numpy().argmax(1))
+        right = pd.Series((table.predicted == table.label).to_numpy(), index=table.picture.astype(str))
+        parts = right.groupby([table.id.to_numpy(), table.seed.to_numpy()], sort=False)
+        return dict(iter(parts))
+
+    @cached_property
     def replays(self) -> dict[str, dict[str, Any]]:
         "What `thesis-ltc confirm` found for each experiment, by its id; empty if it was never called."
         path = self.folder / REPLAYS
