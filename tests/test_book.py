@@ -75,9 +75,9 @@ plt.show()"""
 def small(tmp_path_factory) -> Path:
     "A book: one page reads records, one counts its executions, one lists the experiments."
     root = tmp_path_factory.mktemp("small")
-    for name in ("_config.yml", "references.bib", "figures/book.css"):
-        (root / name).parent.mkdir(exist_ok=True)
+    for name in ("_config.yml", "references.bib"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "figures", root / "figures")
     atomic_write(root / "_toc.yml", TOC)
     pages = root / "nbs"
     hidden = "#| hide\nprint('nobody sees this')"

@@ -101,6 +101,7 @@ ASSAY = {
     "rows-connected": "grid:8 | y | - | - | ltc:19/19 | fc:last1",
     "rows-lstm": "grid:8 | y | - | - | lstm:19 | fc:last1",
     "rows-lstm-damaged": "grid:8 | y | - | - | lstm:19 | fc:last1 damage:2",
+    "rows-lstm-damaged-5": "grid:8 | y | - | - | lstm:19 | fc:last1 damage:5",
     "rows-lstm-twin": "grid:8 | y | - | - | lstm:19 | fc:last1 twin",
     "rows-gru": "grid:8 | y | - | - | gru:19 | fc:last1",
     "rows-mean": "grid:8 | y | linear:32 | - | - | mean:32:tanh",

@@ -6,7 +6,7 @@
 __all__ = ['REPRODUCED', 'DIFFERS', 'NOT_CHECKABLE', 'EPOCHS', 'TIMES', 'SMALLEST', 'Replay', 'NotCheckable', 'find_images',
            'find_trunk_run', 'check_hardware', 'resolve_record', 'Difference', 'replay_experiment',
            'imprint_differences', 'history_differences', 'make_trainings', 'history_difference', 'judge', 'confirm',
-           'by_experiment', 'train_trunk_again']
+           'keep_answers', 'by_experiment', 'train_trunk_again']
 
 # %% ../../nbs/study/75_confirmation.ipynb #imports
 import math
@@ -30,6 +30,7 @@ from thesis_ltc.core.provenance import (
 )
 from ..data.imageset import ImageSet
 from ..heads.sentence import HeadError
+from .crate import write_crate
 from .experiment import Experiment, ResolvedExperiment, make_id, resolve
 from .record import Record, RecordError, TrunkRecord
 from .runs import Block, Prepared, load_images, make_block, prepare, run
@@ -232,8 +233,14 @@ def confirm(
             answer = replace(answer, explanation=explanation or before.get("explanation", ""))
         if answer.state != NOT_CHECKABLE or before.get("state", NOT_CHECKABLE) == NOT_CHECKABLE:
             found[identifier] = asdict(answer)
-        write_json(shelf.folder / REPLAYS, {"experiments": found})   # each is kept if the next is stopped
+        keep_answers(shelf, found)   # each is kept if the next is stopped
         yield identifier, answer
+
+
+def keep_answers(shelf: Shelf, answers: dict[str, dict[str, Any]]) -> None:
+    "Write the answers on a shelf, and its metadata, which name the file."
+    write_json(shelf.folder / REPLAYS, {"experiments": answers})
+    write_crate(shelf.folder, shelf.folder.name)
 
 
 def by_experiment(shelf: Shelf) -> dict[str, list[Record]]:
