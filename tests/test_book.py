@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from page_checks import browser, faults, report
 
 from thesis_ltc.book import build as book
 from thesis_ltc.book.kernels import POSSIBLE
@@ -45,6 +46,7 @@ def write_page(path: Path, title: str, *sources: str) -> None:
 FROM_THE_NETWORK = (
     r"""<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//"""
     r"""|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//""")
+FROM_FILES = r"""<(?:script|img)[^>]*\ssrc="([^":?]+)|<link[^>]*rel="stylesheet"[^>]*href="([^":?]+)"""
 READS = """\
 #| inputs: runs/*/seed*/record.json
 from pathlib import Path
@@ -73,9 +75,9 @@ plt.show()"""
 def small(tmp_path_factory) -> Path:
     "A book: one page reads records, one counts its executions, one lists the experiments."
     root = tmp_path_factory.mktemp("small")
-    for name in ("_config.yml", "references.bib", "figures/book.css"):
-        (root / name).parent.mkdir(exist_ok=True)
+    for name in ("_config.yml", "references.bib"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "figures", root / "figures")
     atomic_write(root / "_toc.yml", TOC)
     pages = root / "nbs"
     hidden = "#| hide\nprint('nobody sees this')"
@@ -122,8 +124,17 @@ def test_a_book_without_runs_is_whole_and_needs_no_network(small, capfd):
         html = page.read_text(encoding="utf-8")
         assert "#|" not in re.sub(r"<[^>]+>", "", html), f"{page.name} shows a directive"
         assert not re.findall(FROM_THE_NETWORK, html), page
+        for names in re.findall(FROM_FILES, html):
+            assert (page.parent / "".join(names)).exists(), f"{page.name} loads {names}, which was removed"
     assert (small / "_build" / "html" / "_static" / "mathjax" / "tex-chtml.js").exists()
     assert (small / "_build" / "html" / "searchindex.js").exists()
+
+
+def test_its_pages_can_be_read_in_a_browser(small):
+    with browser() as chrome:
+        for name in ("nbs/index", "nbs/experiments", "search"):
+            found = report(faults(chrome, small / "_build" / "html" / f"{name}.html"))
+            assert not found, f"{name}\n{found}"
 
 
 def test_only_pages_whose_records_changed_are_executed_again(small):
