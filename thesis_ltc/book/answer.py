@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'OPEN', 'LEADS', 'SIZES', 'MOVES', 'OUTCOMES',
-           'ORDER', 'FOUND', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
-           'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction', 'lead',
-           'claim_sentence', 'ranges_of', 'size_sentence', 'moves_sentence', 'move_text', 'answer', 'judge_published',
-           'sides_of', 'side_cell', 'evidence_row', 'probability_text', 'annotated', 'annotated_claim', 'margin_text',
+           'ORDER', 'FOUND', 'FALSE', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name',
+           'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction',
+           'lead', 'claim_sentence', 'ranges_of', 'size_sentence', 'moves_sentence', 'move_text', 'answer',
+           'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'false_probability', 'false_cell',
+           'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'differences_of', 'reasons_of',
            'draw_primary', 'figure_text', 'scope_box', 'scope_sentences']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
@@ -119,7 +120,7 @@ def open_sentence(evidence: Sequence[Evidence]) -> str:
 
 def signed_text(found: Contrast) -> str:
     "A difference with its sign and its interval."
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(found.difference, *found.interval)
+    return "{} ({} to {})".format(*map(markup.signed, (found.difference, *found.interval)))
 
 
 def by_direction(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
@@ -237,7 +238,7 @@ ORDER = ("The statements are tested in a fixed order. Those after the first unde
          "and say so.")
 
 # %% ../../nbs/book/42_answer.ipynb #evidence-row
-FOUND = {SUPPORTS: "supports it", CONTRADICTS: "contradicts it", UNDECIDED: "undecided", NOT_RUN: "not run"}
+FOUND = {SUPPORTS: "supported", CONTRADICTS: "contradicted", UNDECIDED: "undecided", NOT_RUN: "not run"}
 
 
 def sides_of(evidence: Evidence) -> tuple[str, str]:
@@ -266,24 +267,42 @@ def side_cell(side: str, evidence: Evidence, studies: Studies) -> Cell:
     return Cell(f'<a href="{ROOT}{address}">{name}</a>' if address else name, "", {"": side})
 
 
-def evidence_row(evidence: Evidence, studies: Studies) -> dict[str, Any]:
+def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, Any]:
     "A comparison as a row: its sides, images, differences, and what it says of its claim."
     first, second = (side_cell(side, evidence, studies) for side in sides_of(evidence))
-    row: dict[str, Any] = {"first": first, "less second": second}
+    row: dict[str, Any] = {"A": first, "B": second}
     if evidence.best is None:
-        return row | {"images": "", "best epoch": "", "last epoch": "", "pairs": "", "order false": "",
-                      "it": f"{FOUND[evidence.answer]}: {evidence.reason}"}
-    false = evidence.ranking.false if evidence.ranking else None
+        return row | {"data, metric": "", "A − B, best epoch": "", "A − B, last epoch": "", "pairs": "",
+                      FALSE: "", "the statement": f"{FOUND[evidence.answer]}: {evidence.reason}"}
     return row | {
-        "images": f"{place_text(evidence)}, {metric_name(evidence)}", "best epoch": evidence.best,
-        "last epoch": evidence.last, "pairs": evidence.best.n,
-        "order false": None if false is None else Cell(probability_text(false), false, {"": false}),
-        "it": FOUND[evidence.answer]}
+        "data, metric": f"{place_text(evidence)}, {metric_name(evidence)}",
+        "A − B, best epoch": evidence.best, "A − B, last epoch": evidence.last, "pairs": evidence.best.n,
+        FALSE: false_cell(evidence, rule), "the statement": FOUND[evidence.answer]}
+
+
+FALSE = "P(false)"
+
+
+def false_probability(evidence: Evidence, rule: str) -> float | None:
+    """Return the probability that such a statement on accuracies is false; None if it is not known.
+
+    A statement that A is higher is false if A is not the more accurate one. Beside other statements it is
+    the observed ranking that may be false. F1 and the like have none.
+    """
+    if evidence.ranking is None or evidence.metric not in ("accuracy", "auc"):
+        return None
+    return evidence.ranking.first_not_better if rule == "higher" else evidence.ranking.false
+
+
+def false_cell(evidence: Evidence, rule: str) -> Cell | None:
+    "The probability of `false_probability` as an entry of a table."
+    false = false_probability(evidence, rule)
+    return None if false is None else Cell(probability_text(false), false, {"": false})
 
 
 def probability_text(probability: float) -> str:
-    "A probability with two decimals."
-    return "< .01" if probability < 0.01 else f"{probability:.2f}".removeprefix("0")
+    "A probability with two decimals, as HTML."
+    return "&lt; .01" if probability < 0.01 else f"{probability:.2f}".removeprefix("0")
 
 # %% ../../nbs/book/42_answer.ipynb #annotated
 ANNOTATED = """<div class="thesis-claim" id="{name}"><div><p>{statement}{primary}</p>{table}</div>
@@ -308,30 +327,55 @@ def annotated_claim(judgement: Judgement, studies: Studies) -> str:
     claim = judgement.claim
     table = f"<p><small>{html.escape(claim.untestable)}</small></p>"
     if judgement.evidence:
-        rows = pd.DataFrame([evidence_row(one, studies) for one in judgement.evidence])
+        rows = pd.DataFrame([evidence_row(one, studies, claim.rule) for one in judgement.evidence])
         count = "1 comparison" if len(rows) == 1 else f"{len(rows)} comparisons"
         table = markup.fold(count, markup.show_table(rows, f"claim-{claim.name}")).data
     return ANNOTATED.format(
         name=claim.name, statement=html.escape(claim.statement), table=table,
         primary=" <strong>The primary comparison.</strong>" if claim.primary else "",
-        badge=markup.badge(judgement.verdict), margin=margin_text(judgement.evidence, studies),
+        badge=markup.badge(judgement.verdict), margin=margin_text(judgement, studies),
         exploratory="<br><small>exploratory</small>" if judgement.is_exploratory else "")
 
 
-def margin_text(evidence: Sequence[Evidence], studies: Studies) -> str:
-    "The differences of a claim's comparisons, links to their runs, and the probability of a false order."
+def margin_text(judgement: Judgement, studies: Studies) -> str:
+    "The differences of a claim's comparisons, what decides, P(false), and links to the runs."
+    evidence = judgement.evidence
     run = [one for one in evidence if one.best is not None]
-    lines = [html.escape(text) for text in ranges_of(run) or [one.reason for one in evidence[:1]]]
-    false = [one.ranking.false for one in run if one.ranking]
+    lines = [html.escape(text) for text in differences_of(run) or reasons_of(evidence)]
+    deciding = [one for one in run if one.answer == CONTRADICTS and judgement.verdict == CONTRADICTED]
+    if deciding and len(deciding) < len(run):
+        lines.insert(0, f"on {html.escape(joined([place_text(one) for one in deciding]))}")
+    false = [one for one in (false_probability(one, judgement.claim.rule) for one in run) if one is not None]
     if false:
         ends = " to ".join(dict.fromkeys(map(probability_text, (min(false), max(false)))))
-        lines.append(f"probability that the order is false: {html.escape(ends)}")
+        lines.append(f"{FALSE}: {ends}")
     names = dict.fromkeys(one.comparison.study for one in run if one.comparison.study in studies)
     pages = {name: records_link(studies[name][1].iloc[0]) for name in names}
     links = [f'<a href="{ROOT}{page.partition("#")[0]}">{html.escape(name)}</a>'
              for name, page in pages.items() if page]
     lines += [f"runs: {', '.join(links)}"] if links else []
     return "".join(f"<br><small>{line}</small>" for line in lines)
+
+# %% ../../nbs/book/42_answer.ipynb #margin-lines
+def differences_of(evidence: Sequence[Evidence]) -> list[str]:
+    "Differences at the best epoch, a line for each metric, image set and training."
+    groups: dict[tuple[str, str], list[float]] = {}
+    for one in evidence:
+        groups.setdefault((metric_name(one), place_text(one)), []).append(one.best.difference)
+    lines = []
+    for (metric, place), values in groups.items():
+        ends = dict.fromkeys(markup.signed(value) for value in (min(values), max(values)))
+        count = f"{len(values)} differences, " if len(values) > 1 else ""
+        lines.append(f"{count}{' to '.join(ends)} {metric} on {place}")
+    return lines
+
+
+def reasons_of(evidence: Sequence[Evidence]) -> list[str]:
+    "The reasons of comparisons without scores, with their sides; a reason that all share stands once."
+    reasons = dict.fromkeys(one.reason for one in evidence)
+    if len(reasons) == 1:
+        return list(reasons)
+    return [f"{sides_of(one)[0]}: {one.reason.split(' parameters')[0]}" for one in evidence]
 
 # %% ../../nbs/book/42_answer.ipynb #draw-primary
 def draw_primary(judgement: Judgement) -> Figure:
