@@ -256,7 +256,7 @@ def draw_mean(axis: Axes, place: float, found: Mean | None, filled: bool) -> Non
 
 SCORES = ("Blue, filled: at the epoch with the lowest validation loss. Orange, open: at the last epoch. "
           "Lines are 95 % intervals over seeds, or the range of fewer than five seeds. Verdicts compare runs "
-          "in pairs, so they don't follow from overlapping lines. Dotted, if shown: chance or majority class.")
+          "in pairs, so overlapping lines decide nothing. Dotted, if shown: chance or majority class.")
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
