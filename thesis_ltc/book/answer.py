@@ -122,7 +122,7 @@ def signed_text(found: Contrast) -> str:
     "A difference with its sign and its interval."
     return "{} ({} to {})".format(*map(markup.signed, (found.difference, *found.interval)))
 
-
+# %% ../../nbs/book/42_answer.ipynb #by-direction
 def by_direction(evidence: Sequence[Evidence]) -> dict[str, list[Evidence]]:
     "Comparisons that were run, by what they say of the first side."
     groups: dict[str, list[Evidence]] = {name: [] for name in ("lower", "higher", "equal", "undecided")}
@@ -279,7 +279,7 @@ def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, A
         "A − B, best epoch": evidence.best, "A − B, last epoch": evidence.last, "pairs": evidence.best.n,
         FALSE: false_cell(evidence, rule), "the statement": FOUND[evidence.answer]}
 
-
+# %% ../../nbs/book/42_answer.ipynb #false-probability
 FALSE = "P(false)"
 
 
