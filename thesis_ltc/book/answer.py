@@ -325,15 +325,16 @@ def margin_text(evidence: Sequence[Evidence], studies: Studies) -> str:
 def draw_primary(judgement: Judgement) -> Figure:
     "Draw the primary comparison, a row for each study that has it; its margin belongs to its metric."
     rows = [one for one in judgement.evidence if one.best is not None]
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.45 * len(rows)))
+    figure, axis = plt.subplots(figsize=(5, 0.8 + 0.6 * len(rows)))   # narrow, to be read on a phone
     axis.axvline(0, color="black", linewidth=0.8)
     for place, one in enumerate(rows):
-        axis.barh(place, 2 * one.margin, 0.8, -one.margin, color=GREY, alpha=0.2, linewidth=0)
-        draw_interval(axis, place - 0.15, one.best)
-        draw_interval(axis, place + 0.15, one.last, filled=False)
-    names = [f"{place_text(one)}, {metric_name(one)}, n = {one.best.n}" for one in rows]
-    axis.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.5, -0.5))
-    axis.set_xlabel("circuit less layer: left of zero, the circuit scores lower")
+        axis.barh(place + 0.16, 2 * one.margin, 0.5, -one.margin, color=GREY, alpha=0.2, linewidth=0)
+        draw_interval(axis, place + 0.05, one.best)
+        draw_interval(axis, place + 0.27, one.last, filled=False)
+        name = f"{place_text(one)}, {metric_name(one)}, n = {one.best.n}"
+        axis.text(0.01, place - 0.22, name, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+    axis.set(yticks=[], ylim=(len(rows) - 0.55, -0.5))
+    axis.set_xlabel("circuit less layer: left of zero, the circuit scores lower", fontsize=9)
     return figure
 
 

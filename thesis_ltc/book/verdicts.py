@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MACHINE', 'DIFFERENT', 'BOTH', 'ONE', 'NEVER', 'FEW', 'SENTENCES', 'NUMBERS', 'EQUALITY', 'TITLES', 'study_question',
            'fixed_sentence', 'difference_sentences', 'unusual_values', 'applies_to', 'trunk_sentence', 'Verdict',
-           'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding', 'finding_line',
+           'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding', 'finding_parts',
            'range_sentence', 'baseline_text', 'majority_baseline', 'one_class_sentence', 'is_planned', 'design',
            'how_to_run']
 
@@ -201,15 +201,18 @@ def verdict_list(
 
 # %% ../../nbs/book/30_verdicts.ipynb #finding
 def finding(plan: dict[str, Any], part: pd.DataFrame) -> str:
-    "Return what a study found, as Markdown: sentences, or a list where there are many groups."
+    "Return what a study found, as a list in Markdown: a sentence a line, or a group of runs a line."
     factor = sides(plan["primary"])[0]
     groups = list(comparable(part, factor))
-    lines = [finding_line(plan, group, common if len(groups) > 1 else "") for common, group in groups]
-    return "- " + "\n- ".join(lines) + "\n" if len(lines) > 1 else lines[0]
+    if len(groups) == 1:
+        lines = finding_parts(plan, groups[0][1])
+    else:
+        lines = [f"*{common}:* {' '.join(finding_parts(plan, group))}" for common, group in groups]
+    return "- " + "\n- ".join(lines) + "\n"
 
 
-def finding_line(plan: dict[str, Any], group: pd.DataFrame, common: str = "") -> str:
-    "Return what was found in a group of comparable runs, the contrasts first."
+def finding_parts(plan: dict[str, Any], group: pd.DataFrame) -> list[str]:
+    "Return what was found in a group of comparable runs in sentences, the contrasts first."
     margin = plan["margin"]
     contrasts = [
         contrast_sentence(group, pair, margin)
@@ -218,7 +221,7 @@ def finding_line(plan: dict[str, Any], group: pd.DataFrame, common: str = "") ->
     ]
     parts = [*contrasts, range_sentence(group, sides(plan["primary"])[0], margin["metric"]),
              one_class_sentence(group)]
-    return f"*{common}:* " * bool(common) + " ".join(f"{part}." for part in parts if part)
+    return [f"{part}." for part in parts if part]
 
 
 def range_sentence(group: pd.DataFrame, factor: str, metric: str) -> str:
