@@ -202,7 +202,7 @@ def draw_memory(
         part = curves[curves.when == when]
         spread = {"estimator": "median", "errorbar": ("pi", 50), "legend": when == "after"}
         sns.lineplot(part, x="step", y="gradient", ax=axis, **style, **spread)
-        axis.set(title=f"{when} training", yscale="log", xlabel="step", ylabel="gradient, of the last step's")
+        axis.set(title=f"{when} training", yscale="log", xlabel="step", ylabel="relative gradient")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[1].legend(title=None, fontsize=7)
     return figure
@@ -233,7 +233,8 @@ def draw_scores(
     for row, label in enumerate(order):
         for when, shift in (("best", -0.14), ("last", 0.14)):
             draw_mean(axis, row + shift, mean_of(groups[label][columns[when]], shared), when == "best")
-    if chance is not None:
+    lowest, highest = axis.get_xlim()
+    if chance is not None and chance > lowest - 2 * (highest - lowest):   # else it would squeeze the scores
         axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     names = [escape_dollars(label) for label in order]
     axis.set(yticks=range(len(order)), yticklabels=names, ylim=(len(order) - 0.4, -0.6), xlabel=NAMES[metric])
@@ -254,12 +255,13 @@ def draw_mean(axis: Axes, place: float, found: Mean | None, filled: bool) -> Non
 
 
 SCORES = ("Blue, filled: at the epoch with the lowest validation loss. Orange, open: at the last epoch. "
-          "Lines are 95 % intervals over seeds, or the range of fewer than five. Dotted: a guess.")
+          "Lines are 95 % intervals over seeds, or the range of fewer than five seeds. Verdicts compare runs "
+          "in pairs, so overlapping lines decide nothing. Dotted, if shown: chance or majority class.")
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
-AGAINST = ("Each line is a 95 % interval. A line inside the grey margin means equal; a line that leaves out "
-           "zero means higher or lower; any other is undecided.")
+AGAINST = ("Lines are 95 % intervals. Inside the grey margin: equal. Otherwise, excluding zero: higher or "
+           "lower. Otherwise: undecided.")
 TITLES = {"best": "at the best epoch by validation", "last": "at the last epoch"}
 
 
@@ -274,7 +276,7 @@ def draw_against(
     figure, axes = plt.subplots(1, 2, figsize=(7, 1.2 + 0.19 * len(heads)), sharex=True, sharey=True)
     for axis, (when, found) in zip(axes, both.items(), strict=True):
         draw_contrasts(axis, list(found.values()), margin["value"])
-        axis.set(title=TITLES[when], xlabel=f"{NAMES[margin['metric']]}, less that of {reference}")
+        axis.set(title=TITLES[when], xlabel=f"{NAMES[margin['metric']]} minus that of {reference}")
         axis.locator_params(axis="x", nbins=5)   # labels of more would touch
     names = [escape_dollars(head) for head in heads]
     axes[0].set(yticks=range(len(heads)), yticklabels=names, ylim=(len(heads) - 0.4, -0.6))

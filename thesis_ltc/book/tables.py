@@ -36,7 +36,7 @@ LEGEND = {
     "‡": "from other images than the newest records of that data set and split",
     "§": "a patient, or the same picture, stands in two splits: "
          "accepted expressly, and not comparable with the rest",
-    "¶": "at least one of its runs gives all test pictures the same class",
+    "¶": "at least one of its runs predicts one class for all test images",
 }
 
 
@@ -114,8 +114,9 @@ def device_text(group: pd.DataFrame) -> str:
 def leaderboard(
     records: pd.DataFrame,
     among: pd.DataFrame | None = None,   # all records, if these are some of them, to see what is out of date
+    by: str = "accuracy",                # the score whose highest mean comes first
 ) -> pd.DataFrame:
-    """A row an experiment, best mean accuracy first.
+    """A row an experiment, the best mean score first.
 
     Columns: what differs; test scores as `Mean` (None if undefined) at the best and the last epoch; n,
     counts, speed, device.
@@ -123,7 +124,8 @@ def leaderboard(
     factors = [name for name in varied_factors(records) if name not in REPLICATES]
     signs = marks(records if among is None else among)
     rows = [experiment_row(group, factors, signs) for group in experiment_groups(records, signs)]
-    return pd.DataFrame(sorted(rows, key=lambda row: (row["data"], -row["accuracy"].mean)))
+    rank = lambda row: (row["data"], -row[by].mean if row[by] else 0)
+    return pd.DataFrame(sorted(rows, key=rank))
 
 
 def experiment_row(group: pd.DataFrame, factors: list[str], signs: pd.Series) -> dict[str, Any]:
@@ -151,9 +153,10 @@ def leaderboard_page(
     among: pd.DataFrame | None = None,   # see `leaderboard`
     brief: bool = False,                 # a few columns
     name: str = "scores",                # of the CSV file
+    by: str = "accuracy",                # see `leaderboard`
 ) -> HTML:
     "Return the leaderboard as a page shows it."
-    table = leaderboard(records, among)
+    table = leaderboard(records, among, by)
     if table.empty:
         return show_table(table, name)
     factors = [name for name in varied_factors(records) if name not in (*LABELS, *REPLICATES)]
@@ -284,6 +287,6 @@ def compare_heads(
         row: dict[str, Any] = {"head": head_cell(group.iloc[0]), "n": len(group)}
         for when, found in others.items():
             row[f"{NAMES[metric]}, {when}"] = mean_of(group[f"{when}_test_{metric}"], overlap(group))
-            row[f"less {reference}, {when}"] = found.get(head)
+            row[f"minus {reference}, {when}"] = found.get(head)
         rows.append(row | {"parameters of the head": int(group.head_live.iloc[0])})
     return pd.DataFrame(rows)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .markup import VERDICT_WORDS
+from .markup import VERDICT_WORDS, signed
 from thesis_ltc.book.records import (
     FACTORS,
     comparable,
@@ -102,10 +102,10 @@ def trunk_sentence(trunk: dict[str, Any] | None) -> str:
     if trunk is None:
         return ""
     auc = "" if pd.isna(trunk["best_test_auc"]) else f", AUC {trunk['best_test_auc']:.3f}"
-    return (f"Frozen trunk: the backbone of a network that was trained once with the head `{trunk['head']}`, "
+    return (f"Frozen backbone: that of a network that was trained once with the head `{trunk['head']}`, "
             f"for {trunk['last_epoch']} epochs at a learning rate of {trunk['learning_rate']:g} "
             f"(test accuracy {trunk['best_test_accuracy']:.3f}{auc}). "
-            "It may favour heads of that kind. Other trunks were not tried. ")
+            "It may favour heads of that kind. No other was tried. ")
 
 # %% ../../nbs/book/30_verdicts.ipynb #kinds
 BOTH, ONE, NEVER, FEW = "same at both epochs", "at one epoch only", "undecided", "too few pairs"
@@ -145,10 +145,10 @@ def verdict_on(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> Verdic
 SENTENCES = {
     "higher": "`{first}` scores higher than `{second}`", "lower": "`{first}` scores lower than `{second}`",
     "equal": "`{first}` and `{second}` score equally within {margin:g}",
-    ONE: "`{first}` against `{second}` is {best} at the best epoch and {last} at the last",
-    NEVER: "Between `{first}` and `{second}` nothing is decided",
+    ONE: "`{first}` against `{second}` is undecided, since the epochs disagree ({best}, {last})",
+    NEVER: "`{first}` against `{second}` is undecided at both epochs",
     FEW: "`{first}` against `{second}` has too few pairs for a verdict"}
-NUMBERS = ": {best:+.3f} {metric} at the best epoch{interval}, {last:+.3f} at the last (n = {n})"
+NUMBERS = ": {best} {metric} at the best epoch{interval}, {last} at the last (n = {n} pairs)"
 
 
 def contrast_sentence(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
@@ -162,9 +162,10 @@ def contrast_sentence(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) ->
                                    best=found.words[0], last=found.words[1])
     interval = ""
     if best.n >= FEWEST:
-        interval = " (95 % interval {:+.3f} to {:+.3f})".format(*best.interval)
-    return begins + NUMBERS.format(best=best.difference, last=last.difference, interval=interval, n=best.n,
-                                   metric=NAMES[margin["metric"]])
+        interval = " (95 % interval {} to {})".format(*map(signed, best.interval))
+    return begins + NUMBERS.format(
+        best=signed(best.difference), last=signed(last.difference), interval=interval, n=best.n,
+        metric=NAMES[margin["metric"]])
 
 # %% ../../nbs/book/30_verdicts.ipynb #beyond
 def exceeds_margin(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> bool | None:
@@ -232,8 +233,8 @@ def range_sentence(group: pd.DataFrame, factor: str, metric: str) -> str:
     lowest, highest = (f"{means[name]:.3f} (`{name}`)" for name in (means.idxmin(), means.idxmax()))
     baseline = baseline_text(metric, group)
     if len(means) == 1:
-        return f"Mean {NAMES[metric]} is {lowest}{baseline}"
-    return f"Mean {NAMES[metric]} goes from {lowest} to {highest}{baseline}"
+        return f"Mean {NAMES[metric]} at the best epoch is {lowest}{baseline}"
+    return f"Mean {NAMES[metric]} at the best epoch ranges from {lowest} to {highest}{baseline}"
 
 # %% ../../nbs/book/30_verdicts.ipynb #baseline
 def baseline_text(metric: str, group: pd.DataFrame) -> str:
@@ -255,10 +256,10 @@ def majority_baseline(records: pd.DataFrame) -> str:
 
 
 def one_class_sentence(group: pd.DataFrame) -> str:
-    "Runs that give all pictures the same class, without a full stop; empty if there are none."
+    "Runs that predict one class for all images, without a full stop; empty if there are none."
     counts = group[group.one_class.astype(bool)].groupby("head").seed.count()
     texts = [f"{count} of {int((group['head'] == head).sum())} of `{head}`" for head, count in counts.items()]
-    return f"Runs that give all pictures the same class: {', '.join(texts)}" if texts else ""
+    return f"Runs that predict one class for all images: {', '.join(texts)}" if texts else ""
 
 
 def is_planned(plan: dict[str, Any], group: pd.DataFrame, pair: Any) -> bool:

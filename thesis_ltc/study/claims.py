@@ -168,16 +168,17 @@ def judge_scores(
         return judge_contrasts(claim.rule, claim.value, *found)
 
     best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
-    if not best.n:
-        return Evidence(comparison, NOT_RUN, f"{comparison.study} has no pair of runs of the two")
+    if best.n < FEWEST:
+        pairs = "pair" if best.n == 1 else "pairs"
+        reason = f"{comparison.study} has {best.n} {pairs} of runs; a verdict needs {FEWEST}"
+        return Evidence(comparison, NOT_RUN, reason)
     answer = answer_of(1)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
         answer = answer_of(len(claim.comparisons))
-    reason = f"{best.n} pairs of runs; a verdict needs {FEWEST}" if best.n < FEWEST else ""
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
     data = records.data.iloc[0]
-    return Evidence(comparison, answer, reason, best, last, metric, margin, data, trained, ranking)
+    return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking)
 
 
 def missing_runs(plan: Mapping[str, Any], records: pd.DataFrame) -> int:
@@ -196,7 +197,7 @@ def judge_sizes(comparison: Comparison) -> Evidence:
     "Whether the first head has fewer parameters than the second."
     first, second = map(head_parameters, comparison.pair)
     answer = SUPPORTS if first < second else CONTRADICTS
-    return Evidence(comparison, answer, f"{first:,} parameters against {second:,}")
+    return Evidence(comparison, answer, f"{first:,} against {second:,} parameters, at the report's size")
 
 
 def judge_stops(claim: Claim, comparison: Comparison, records: pd.DataFrame) -> Evidence:

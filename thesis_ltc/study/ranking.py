@@ -51,9 +51,14 @@ class Ranking(NamedTuple):
         return self.both / self.images
 
     @property
+    def first_not_better(self) -> float:
+        "The probability that the first head is not the more accurate one."
+        return probability_false(self.first_only, self.second_only)
+
+    @property
     def false(self) -> float:
-        "The probability that the order of the two accuracies is false for other test images."
-        return probability_false(*sorted((self.first_only, self.second_only), reverse=True))
+        "The probability that the observed ranking by accuracy is false."
+        return min(self.first_not_better, 1 - self.first_not_better)
 
 
 RUN = ("seed", "repeat", "fold")   # what two runs of a pair share
