@@ -2,10 +2,16 @@
 
 `python tests/test_documents.py` renews README's table.
 """
+import ast
 import configparser
+import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,8 +91,8 @@ SHOWN = {path.name: page_text(path) for path in PAGES}
 
 def blocks(text: str, *languages: str) -> list[str]:
     "Code blocks of some languages in a Markdown text."
-    found = re.findall(r"^```(\w+)\n(.*?)^```", text, re.S | re.M)
-    return [code for language, code in found if language in languages]
+    found = re.findall(r"^( *)```(\w+)\n(.*?)^\1```", text, re.S | re.M)   # indented in numbered steps
+    return [textwrap.dedent(code) for _, language, code in found if language in languages]
 
 
 def shell_lines() -> list[str]:
@@ -97,7 +103,7 @@ def shell_lines() -> list[str]:
 
 
 LINES = shell_lines()
-KNOWN = ("thesis-ltc", "papermill", "make", "cd", "python3", "nbdev_export", "nbdev_test", "pytest")
+ENVIRONMENT = ["source", ".venv/bin/activate"]
 NEW_HEAD = "z-leaky"   # a page tells how to add it
 
 
@@ -128,42 +134,306 @@ def parameters_of(words: list[str]) -> dict:
     return context.params
 
 
-def test_the_shown_commands_are_known():
-    assert len(LINES) > 25 and len(commands("thesis-ltc")) > 20
-    assert not [line for line in LINES if words_of(line)[0] not in KNOWN]
+OWN_STUDIES = ("my-question",)   # pages tell how to write them
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("thesis-ltc")])
-def test_every_shown_command_is_parsed(line: str):
-    assert parameters_of(words_of(line)[1:]) is not None
-
-
-def test_a_wrong_command_would_not_be_parsed():
-    import typer
-
-    UsageError = typer.BadParameter.__base__
-    for words in (["stuy", "quick"], ["study", "quick", "--wach"], ["data", "import", "DIR"], ["publish"]):
-        with pytest.raises(UsageError):
-            parameters_of(words)
-
-
-def test_shown_experiments_are_accepted():
+def run_faults(words: list[str]) -> None:
+    "Raise ValueError for fields or values that `thesis-ltc run` and papermill would refuse."
     from thesis_ltc.cli import parse_values
     from thesis_ltc.heads.models import find_head
     from thesis_ltc.study.notebook import split_values
 
-    shown = [parse_values(parameters_of(words[1:])["values"]) for words in commands("thesis-ltc", "run")]
-    for words in commands("papermill"):
-        assert (ROOT / words[1]).exists() and set(words[3::3]) == {"-p"}
-        pairs = zip(words[4::3], words[5::3], strict=True)
-        shown.append(parse_values([f"{name}={value}" for name, value in pairs]))
-    assert len(shown) >= 8
-    heads = set()
-    for values in shown:
-        experiment, seeds, _ = split_values(values)
-        assert find_head(experiment.head) and seeds
-        heads.add(experiment.head)
-    assert {"ncp-z", "fc"} < heads
+    experiment, seeds, _ = split_values(parse_values(words))
+    assert find_head(experiment.head) and seeds
+
+
+def study_named(name: str) -> Path:
+    "The file of a study, one that a page shows included; raises ValueError for others."
+    from thesis_ltc.cli import find_study_file
+
+    return ROOT / "studies" / "quick.yaml" if name in OWN_STUDIES else find_study_file(name)
+
+
+def check_thesis_ltc(words: list[str]) -> None:
+    "Raise an error for a command, option, field, study, recipe or profile that doesn't exist."
+    from thesis_ltc.cli import pack_path, parse_values
+    from thesis_ltc.study.definition import read_study
+    from thesis_ltc.study.experiment import OF_IMAGES
+
+    given, command = parameters_of(words), " ".join(words[:2] if words[0] == "data" else words[:1])
+    if command == "run":
+        run_faults(given["values"])
+    if command in ("study", "publish", "confirm"):
+        file = study_named(given["name"])
+        read_study(file, parse_values(given.get("set_") or [], lists=True))
+        profile = given.get("profile")
+        assert profile is None or (ROOT / profile / "config.yaml").exists(), profile
+    if command == "data build":
+        assert (ROOT / "recipes" / f"{given['recipe']}.yaml").exists(), given["recipe"]
+    if command in ("data show", "data audit", "data pack"):
+        assert set(parse_values(given["words"] or [])) <= set(OF_IMAGES), given["words"]
+    if command == "data import":
+        pack_path(given["name"], Path("/tmp/a.zip"))   # raises UsageError for a name that can't be
+
+
+@cache
+def help_of(command: str) -> str:
+    "What a command of the environment says of its options."
+    program = Path(sys.executable).with_name(command)
+    return subprocess.run([program, "--help"], capture_output=True, text=True).stdout
+
+
+def check_tool(words: list[str]) -> None:
+    "Raise an error for an option that another program doesn't have, or a file that isn't there."
+    from thesis_ltc.heads.models import NAMED
+
+    for before, word in zip(words, words[1:], strict=False):
+        if word.startswith("-"):
+            assert re.search(rf"(?<![\w-]){word}\b", help_of(words[0])), f"{words[0]} has no option {word}"
+        elif before == "-k":
+            assert word in NAMED, f"no head is called {word}"
+        else:
+            assert (ROOT / word).exists(), f"there is no file {word}"
+
+
+def check_make(words: list[str]) -> None:
+    "Raise an error for a target or a variable that the Makefile doesn't have."
+    makefile = read(ROOT / "Makefile")
+    for word in words[1:]:
+        name, equals, _ = word.partition("=")
+        pattern = rf"\$\({name}\)" if equals else rf"^{name}:"
+        assert re.search(pattern, makefile, re.M), f"the Makefile has no {name}"
+
+
+def check_papermill(words: list[str]) -> None:
+    "Raise an error for a notebook or a parameter that isn't there."
+    assert (ROOT / words[1]).exists() and set(words[3::3]) == {"-p"}, words
+    pairs = zip(words[4::3], words[5::3], strict=True)
+    run_faults([f"{name}={value}" for name, value in pairs])
+
+
+def check_line(line: str) -> None:
+    "Raise an error for a line of shell in which something doesn't exist."
+    words = words_of(line)
+    if words[0] == "thesis-ltc":
+        check_thesis_ltc(words[1:])
+    elif words[0] == "papermill":
+        check_papermill(words)
+    elif words[0] == "make":
+        check_make(words)
+    elif words[0] in ("nbdev_export", "nbdev_test", "pytest"):
+        check_tool(words)
+    elif words[0] == "python3":
+        assert words[1] == "-m" and importlib.util.find_spec(words[2]), line
+        assert words[3].endswith("/_build/html/index.html"), line
+    elif words[0] in ("cd", "export"):
+        assert "THESIS_LTC_DATA" in words[1], line
+    else:
+        assert words == ENVIRONMENT, f"{words[0]} is not known"
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_everything_in_a_shown_command_exists(line: str):
+    check_line(line)
+
+
+def test_the_lines_of_numbered_steps_are_found():
+    assert len(LINES) > 35 and len(commands("thesis-ltc")) > 25
+    assert len(commands("thesis-ltc", "run")) >= 7 and "thesis-ltc publish my-question" in LINES
+    for name in ("10_experiment.md", "20_study.ipynb", "30_images.md", "40_own_head.ipynb"):
+        codes = "".join(blocks(SHOWN[name], "sh"))
+        for command in ("make install", "source .venv/bin/activate", "thesis-ltc book"):
+            assert command in codes, f"{name} doesn't lead to the book: {command}"
+
+
+MISTAKES = """
+thesis-ltc (study -> stuy) quick
+thesis-ltc study quick (--watch -> --wach)
+thesis-ltc study (quick -> quik)
+thesis-ltc study quick --set (epochs -> epoch)=3
+thesis-ltc study quick --set (head -> hed)=fc
+thesis-ltc study report --profile profiles/(slurm -> slrm)
+thesis-ltc run (head -> hed)=fc
+thesis-ltc run head=(ncp-z -> ncp-zz)
+thesis-ltc run epochs=(10 -> many)
+thesis-ltc run (head=fc -> fc)
+thesis-ltc run 'head=pool:2 mix:16 | z | - | - | (lstm -> lstn):19 | fc'
+thesis-ltc publish (quick -> quik)
+thesis-ltc confirm (quick -> )
+thesis-ltc data show my-set (folder -> foldr)=DIR
+thesis-ltc data build (covid-3100 -> covid-310) --from DIR
+thesis-ltc data import DIR (--name my-set -> )
+thesis-ltc data import DIR --name (my-set -> digits)
+thesis-ltc data pack my-set (--to -> --too) FILE.zip
+thesis-ltc (book -> boook)
+papermill nbs/experiments/(run -> runs).ipynb out.ipynb -p head fc
+papermill nbs/experiments/run.ipynb out.ipynb -p (head -> hed) fc
+make (install -> instal)
+make report (DATASET -> DATASETS)=digits
+nbdev_test (--path -> --pth) nbs/heads
+nbdev_test --path nbs/(heads -> head)
+pytest -q tests/(test_heads -> test_head).py
+pytest -q tests/test_heads.py -k (z-leaky -> z-leeky)
+python3 -m (webbrowser -> webbrowsr) "file://$PWD/_build/html/index.html"
+python3 -m webbrowser "file://$PWD/_build/(html/ -> )index.html"
+source .venv/(bin/ -> )activate
+(thesis-ltc -> sudo thesis-ltc) book
+cd ($THESIS_LTC_DATA -> nowhere)
+""".strip().splitlines()   # (right -> wrong)
+
+
+def spelled(line: str, wrong: bool) -> str:
+    "A line of `MISTAKES` as it should be, or with its mistake."
+    return re.sub(r"\((.*?) -> (.*?)\)", lambda found: found[1 + wrong], line)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_wrong_command_is_caught(line: str):
+    import typer
+
+    UsageError = typer.BadParameter.__base__
+    check_line(spelled(line, wrong=False))
+    with pytest.raises((UsageError, ValueError, AssertionError)):
+        check_line(spelled(line, wrong=True))
+
+
+# Messages, files and places that pages for users name
+
+
+STEPS = ("10_experiment.md", "20_study.ipynb", "30_images.md", "40_own_head.ipynb")   # lead to the book
+TROUBLE = "## What goes wrong most often"
+OTHERS = ("mat1 and mat2 shapes cannot be multiplied",)   # messages of torch
+PLACEHOLDER = r"\{[^{}]*\}"
+
+
+def template_of(node: ast.AST) -> str | None:
+    "The text of a string or an f-string, with {} for what is filled in; None for other nodes."
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+        return "".join(parts)
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return re.sub(PLACEHOLDER, "{}", node.value) if is_text else None
+
+
+def letters(text: str) -> int:
+    "How many letters and digits are in a text; those of a placeholder are none."
+    return len(re.sub(r"\W", "", text))
+
+
+@cache
+def clauses() -> list[tuple[re.Pattern, int]]:
+    "Every clause of every text of the package, as a pattern, and its letters."
+    found = set()
+    for path in (ROOT / "thesis_ltc").rglob("*.py"):
+        for text in filter(None, map(template_of, ast.walk(ast.parse(read(path))))):
+            found |= {text, *re.split("; |\n", text), *re.split("[;(:] ?", text), *text.split(", ")}
+    patterns = {text.strip(): re.escape(text.strip()).replace(r"\{\}", ".*") for text in found}
+    return [(re.compile(pattern), letters(text)) for text, pattern in patterns.items() if letters(text) >= 5]
+
+
+def is_said(message: str) -> bool:
+    "Whether the package says a message, in which paths, ... and <...> stand for anything."
+    filled = re.sub(r"\.\.\.|\S*<\w+>\S*|\S*/\S*|\S+\.(zip|ipynb)", "x", message)
+    said = [clause for clause, size in clauses() if size >= letters(filled) / 2]
+    return message in OTHERS or any(clause.fullmatch(filled) for clause in said)
+
+
+def messages(name: str) -> list[str]:
+    "Messages that a page quotes: what a command prints, and what goes wrong."
+    text, trouble = SHOWN[name], SHOWN[name].split(TROUBLE)[1]
+    told = re.findall(r"(?:prints|ends with|then) `([^`]+)`", text)
+    return told + re.findall(r"\*\*`([^`]+)`", trouble)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_quoted_messages_are_those_of_the_package(name: str):
+    found = messages(name)
+    assert len(found) >= 5
+    assert not [message for message in found if not is_said(message)]
+
+
+def test_messages_of_others_are_theirs():
+    import torch
+
+    for message in OTHERS:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_an_invented_message_would_be_caught():
+    said = ("study quick is not complete", "executed: page.ipynb", "12 runs published in results/my-question")
+    invented = (
+        "study quick is incomplete", "done: page.ipynb", "12 runs were published in results", "it failed",
+        "no network is called fc", "THESIS_LTC_DATA is missing", "... is no part of a study")
+    assert all(map(is_said, said)) and not any(map(is_said, invented))
+
+
+def files_named(name: str) -> list[str]:
+    "Files that the text of a page names: in backticks, with an ending or a folder of the repository."
+    text = re.sub(r"^( *)```.*?^\1```", "", SHOWN[name], flags=re.S | re.M)
+    folders = "nbs|tests|recipes|studies|profiles|thesis_ltc|results|runs"
+    endings = "json|jsonl|yaml|csv|parquet|safetensors|log|ipynb|md|zip|py"
+    named = rf"`((?:{folders})/[\w./<>-]*|[\w./<>~-]+\.(?:{endings}))`"
+    return re.findall(named, text)
+
+
+@cache
+def sources() -> str:
+    "The package and the Snakefile, which write what a user finds in folders."
+    paths = [ROOT / "Snakefile", *(ROOT / "thesis_ltc").rglob("*.py")]
+    return "\n".join(map(read, paths))
+
+
+def exists_or_is_written(file: str) -> bool:
+    "Whether a file is in the repository, is written by the package, or stands in a command or a study shown."
+    if (ROOT / file).exists():
+        return True
+    if re.fullmatch(r"runs/<experiment>/(seed<k>/)?", file):
+        return True
+    last = Path(file).name.removeprefix("my-question")
+    own = {f"studies/{name}.yaml" for name in OWN_STUDIES} | {"my-set.zip", "results/my-question/"}
+    is_shown = any(f" {file}" in line for line in LINES)
+    is_written = re.search(rf"[\"/}}]{re.escape(last)}\b", sources())
+    return file in own or is_shown or bool(is_written)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_named_files_exist_or_are_written(name: str):
+    found = files_named(name)
+    assert len(found) >= 3
+    assert not [file for file in found if not exists_or_is_written(file)]
+
+
+def test_an_invented_file_would_be_caught():
+    invented = ("nbs/heads/41_circuit.ipynb", "runs/<experiment>/run.txt", "records.json", "history.parquet",
+                "studies/quik.yaml", "profiles/slrm/config.yaml")
+    assert not [file for file in invented if exists_or_is_written(file)]
+
+
+PLACE = re.compile(r"\{doc\}`(?:[^`<]*<)?\.\./report/(\w+)>?`, (tab|section|row|under) \*([^*]+)\*")
+
+
+def is_a_place(page: str, kind: str, name: str) -> bool:
+    "Whether a page of the report has a tab or a section of this name, or a row of such an experiment."
+    from thesis_ltc.book.appendix import experiment_title
+    from thesis_ltc.study.definition import study_files
+
+    cells = json.loads(read(ROOT / "nbs" / "report" / f"{page}.ipynb"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    if kind == "section":
+        return re.search(rf"^#+ {re.escape(name)}$", text, re.M) is not None
+    if kind == "row":
+        head, _, data = re.fullmatch(r"(\S+) (on) (\S+), setting 1", name).groups()
+        return experiment_title(f"{data}_{head}_s1_0abc").startswith(name) and "experiment_title" in text
+    return name in study_files(ROOT / "studies") or name in OWN_STUDIES or f'parts["{name}"]' in text
+
+
+def test_results_are_where_pages_say():
+    found = [place for name in STEPS for place in PLACE.findall(SHOWN[name])]
+    assert {kind for _, kind, _ in found} == {"tab", "section", "row"} and len(found) > 10
+    assert not [place for place in found if not is_a_place(*place)]
+    assert not is_a_place("50_results", "tab", "no studies")
+    assert not is_a_place("22_heads", "section", "The control")
 
 
 def make_pictures(place: Path) -> Path:
@@ -196,19 +466,45 @@ def test_shown_studies_can_be_planned(tmp_path):
 
 
 def test_the_shown_study_can_be_planned(tmp_path):
+    from thesis_ltc.study.claims import make_claim
     from thesis_ltc.study.definition import read_study
     from thesis_ltc.study.plan import make_plan
 
-    (text,) = blocks(SHOWN["20_study.md"], "yaml")
+    text, statement = blocks(SHOWN["20_study.ipynb"], "yaml")
     (tmp_path / "my-question.yaml").write_text(text, encoding="utf-8")
     plan = make_plan(read_study(tmp_path / "my-question.yaml", {}), tmp_path / "runs")
     assert [(cell["head"], len(cell["seeds"])) for cell in plan["cells"]] == [("ncp-z-bi", 6), ("ncp-z", 6)]
+    ((name, values),) = yaml.safe_load(statement).items()
+    (comparison,) = make_claim(name, values).comparisons
+    assert (comparison.study, comparison.pair) == (plan["study"], plan["primary"])
+
+
+def cells_of(name: str) -> list[str]:
+    "The cells of code of a page for users."
+    cells = json.loads(read(ROOT / "nbs" / "use" / name))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("change", ["a field more", "a field less"])
+def test_the_table_of_a_studys_fields_can_not_go_stale(monkeypatch, change):
+    from thesis_ltc.study import definition
+
+    codes, names = cells_of("20_study.ipynb"), {}
+    for code in codes:
+        exec(code, names)
+    if change == "a field more":
+        monkeypatch.setitem(definition.KEYS, "colour", "of the page")
+    else:
+        monkeypatch.delitem(definition.KEYS, "budget")
+    with pytest.raises(AssertionError):
+        for code in codes:
+            exec(code, names)
 
 
 def test_the_page_on_studies_lists_all_of_them():
     from thesis_ltc.study.definition import study_files
 
-    listed = re.findall(r"^\| `([\w-]+)` \|", SHOWN["20_study.md"], re.M)
+    listed = re.findall(r"^\| `([\w-]+)` \|", SHOWN["20_study.ipynb"], re.M)
     assert sorted(listed) == sorted(study_files(ROOT / "studies"))
 
 

@@ -9,8 +9,9 @@ import papermill
 import pytest
 from conftest import ROOT, TINY
 from nbclient.exceptions import DeadKernelError
+from typer.testing import CliRunner
 
-from thesis_ltc.cli import run_notebook
+from thesis_ltc.cli import app, run_notebook
 from thesis_ltc.study import Experiment
 from thesis_ltc.study.notebook import PARAMETERS
 
@@ -44,6 +45,19 @@ def test_a_notebook_shows_what_it_ran(tmp_path):
                   "multiply-accumulates",
                   "Confusion matrix", "Loss and accuracy", "surest mistakes"):
         assert words in shown, words
+
+
+def test_the_book_finds_a_notebook_that_was_written_elsewhere(tmp_path):
+    runs, page = tmp_path / "runs", tmp_path / "elsewhere" / "page.ipynb"
+    values = [f"{name}={value}" for name, value in (TINY | {"epochs": 1, "runs": runs}).items()]
+    for notebook in (page, None):   # the second lies where the first was copied to
+        notebook = notebook or next(runs.glob("*/run.ipynb"))
+        result = CliRunner().invoke(app, ["run", *values, "--notebook", str(notebook)])
+        assert result.exit_code == 0, result.output
+        (kept,) = runs.glob("digits_ncp-z_s1_*/run.ipynb")
+        said = f"executed: {notebook}\n" + f"for the book: {kept}\n" * (notebook == page)
+        assert result.stdout == said
+    assert len(list(kept.parent.glob("seed*/record.json"))) == 1
 
 
 @pytest.mark.parametrize("name, said", [

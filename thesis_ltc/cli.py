@@ -9,16 +9,17 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING', 'VALUES', 'FILE', 'NOTE
            'PATIENT', 'ONLY', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE', 'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE',
            'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK', 'EXPLAIN', 'main', 'parse_value', 'UsageError',
            'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run',
-           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'study',
-           'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run', 'load_named',
-           'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved', 'build',
-           'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
+           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page',
+           'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run',
+           'load_named', 'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved',
+           'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import difflib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,7 @@ def run(values: VALUES = None, file: FILE = None, notebook: NOTEBOOK = None) -> 
         given = (read_values(file) if file else {}) | parse_values(values or [])
         if notebook:
             run_notebook(given, notebook)
+            keep_page(given, notebook)
         else:
             run_here(given)
 
@@ -235,6 +237,23 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
             raise
         print_error(f"{error}; once more")
         execute_notebook(values, page, tries - 1)
+
+# %% ../nbs/cli/10_cli.ipynb #keep-page
+def keep_page(values: dict[str, Any], page: Path) -> None:
+    "Copy an executed notebook to the runs of its experiment, unless it lies there."
+    from thesis_ltc.core.files import repository
+
+    runs = Path(values.get("runs") or repository() / "runs")
+    if page.resolve().parent.parent == runs.resolve():
+        return
+    from thesis_ltc.study.experiment import resolve  # takes seconds, so a study goes without it
+    from thesis_ltc.study.notebook import split_values
+    from thesis_ltc.study.runs import load_images
+
+    experiment = split_values(values)[0]
+    kept = runs / resolve(experiment, load_images(experiment)).id / "run.ipynb"
+    shutil.copyfile(page, kept)
+    print(f"for the book: {kept}")
 
 # %% ../nbs/cli/10_cli.ipynb #study-options
 STUDY = Annotated[str, typer.Argument(
