@@ -305,8 +305,8 @@ def probability_text(probability: float) -> str:
     return "&lt; .01" if probability < 0.01 else f"{probability:.2f}".removeprefix("0")
 
 # %% ../../nbs/book/42_answer.ipynb #annotated
-ANNOTATED = """<div class="thesis-claim" id="{name}"><div><p>{statement}{primary}</p>{table}</div>
-<aside>{badge}{exploratory}{margin}</aside></div>"""
+ANNOTATED = """<div class="thesis-claim" id="{name}"><p>{statement}{primary}</p>
+<aside>{badge}{exploratory}{margin}</aside><div class="all">{table}</div></div>"""
 SECTIONS = {"2.1": "2.1 Feature extractor", "2.2": "2.2 Classification layers",   # of the report
             "6": "6 Analysis", "7": "7 Next moves"}
 
