@@ -312,22 +312,22 @@ def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:
 
 # %% ../../nbs/book/40_figures.ipynb #ladder
 def draw_chain(
-    start: tuple[str, float],                     # the first head and its mean score
-    steps: Sequence[tuple[str, str, Contrast]],   # a change, the head after it, its contrast with before
+    start: tuple[str, float],                # the first head in words, and its mean score
+    steps: Sequence[tuple[str, Contrast]],   # the next head in words, and its contrast with that before
     metric: str,
 ) -> Figure:
     "Draw how a score changes from head to head, with the 95 % interval of each change."
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.42 * (len(steps) + 1)))
     score, names = start[1], [start[0]]
     axis.plot(score, 0, "o", color="black", markersize=5)
-    for row, (change, head, found) in enumerate(steps, 1):
+    for row, (name, found) in enumerate(steps, 1):
         colour = VERDICT_COLOURS[found.verdict]
         axis.barh(row, found.difference, 0.5, score, color=colour, alpha=0.55, linewidth=0)
         low, high = (score + end for end in found.interval or (found.difference,) * 2)
         axis.plot([low, high], [row, row], "-", color="black", linewidth=1)
         score += found.difference
         axis.plot(score, row, "o", color="black", markersize=5, zorder=3)
-        names.append(f"{change}: {head}")
+        names.append(name)
     axis.set(yticks=range(len(names)), yticklabels=[escape_dollars(name) for name in names],
              ylim=(len(names) - 0.5, -0.5), xlabel=NAMES[metric])
     return figure
