@@ -27,7 +27,7 @@ from .figures import draw_interval
 from .markup import Cell
 from .records import by_study, load_results
 from .style import GREY
-from .tables import NAMES, ROOT, records_link
+from .tables import NAMES, page_link, records_link
 from thesis_ltc.study.claims import (
     CONTRADICTED,
     CONTRADICTS,
@@ -272,8 +272,7 @@ def side_cell(side: str, evidence: Evidence, studies: Studies) -> Cell:
     for name, value in chosen.items():
         records = records[records[name] == value]
     address = records_link(records.iloc[0]) if len(records) else None
-    name = html.escape(side)
-    return Cell(f'<a href="{ROOT}{address}">{name}</a>' if address else name, "", {"": side})
+    return Cell(page_link(address, side), "", {"": side})
 
 
 def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, Any]:
@@ -359,8 +358,7 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
         lines.append(f"{FALSE}: {range_text(false, probability_text)}")
     names = dict.fromkeys(one.comparison.study for one in run if one.comparison.study in studies)
     pages = {name: records_link(studies[name][1].iloc[0]) for name in names}
-    links = [f'<a href="{ROOT}{page.partition("#")[0]}">{html.escape(name)}</a>'
-             for name, page in pages.items() if page]
+    links = [page_link(page.partition("#")[0], name) for name, page in pages.items() if page]
     lines += [f"runs: {', '.join(links)}"] if links else []
     return "".join(f"<br><small>{line}</small>" for line in lines)
 
