@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'OPEN', 'LEADS', 'SIZES', 'MOVES', 'OUTCOMES',
-           'ORDER', 'FOUND', 'FALSE', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name',
-           'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction',
-           'lead', 'claim_sentence', 'ranges_of', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence',
+           'ORDER', 'FALSE', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
+           'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction', 'lead',
+           'claim_sentence', 'ranges_of', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence',
            'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'false_probability',
            'false_cell', 'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'differences_of',
            'reasons_of', 'draw_primary', 'figure_text', 'scope_box', 'scope_sentences']
@@ -35,6 +35,7 @@ from thesis_ltc.study.claims import (
     SUPPORTED,
     SUPPORTS,
     UNDECIDED,
+    VERDICTS,
     Evidence,
     Judgement,
     Studies,
@@ -247,9 +248,6 @@ ORDER = ("The statements are tested in a fixed order. Those after the first unde
          "and say so.")
 
 # %% ../../nbs/book/42_answer.ipynb #evidence-row
-FOUND = {SUPPORTS: "supported", CONTRADICTS: "contradicted", UNDECIDED: "undecided", NOT_RUN: "not run"}
-
-
 def sides_of(evidence: Evidence) -> tuple[str, str]:
     "The two sides of a comparison; the name of its study and nothing if there are none."
     pair, others = evidence.comparison.pair, evidence.comparison.where.values()
@@ -281,11 +279,11 @@ def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, A
     row: dict[str, Any] = {"A": first, "B": second}
     if evidence.best is None:
         return row | {"data, metric": "", "A − B, best epoch": "", "A − B, last epoch": "", "pairs": "",
-                      FALSE: "", "the statement": f"{FOUND[evidence.answer]}: {evidence.reason}"}
+                      FALSE: "", "the statement": f"{VERDICTS[evidence.answer]}: {evidence.reason}"}
     return row | {
         "data, metric": f"{place_text(evidence)}, {metric_name(evidence)}",
         "A − B, best epoch": evidence.best, "A − B, last epoch": evidence.last, "pairs": evidence.best.n,
-        FALSE: false_cell(evidence, rule), "the statement": FOUND[evidence.answer]}
+        FALSE: false_cell(evidence, rule), "the statement": VERDICTS[evidence.answer]}
 
 # %% ../../nbs/book/42_answer.ipynb #false-probability
 FALSE = "P(false)"
