@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'OPEN', 'LEADS', 'SIZES', 'MOVES', 'OUTCOMES',
-           'ORDER', 'FOUND', 'FALSE', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name',
-           'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction',
-           'lead', 'claim_sentence', 'ranges_of', 'size_sentence', 'moves_sentence', 'move_text', 'answer',
-           'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'false_probability', 'false_cell',
-           'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'differences_of', 'reasons_of',
-           'draw_primary', 'figure_text', 'scope_box', 'scope_sentences']
+           'ORDER', 'FALSE', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
+           'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction', 'lead',
+           'claim_sentence', 'ranges_of', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence',
+           'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'false_probability',
+           'false_cell', 'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'differences_of',
+           'reasons_of', 'draw_primary', 'figure_text', 'scope_box', 'scope_sentences']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from .figures import draw_interval
 from .markup import Cell
 from .records import by_study, load_results
 from .style import GREY
-from .tables import NAMES, ROOT, records_link
+from .tables import NAMES, page_link, records_link
 from thesis_ltc.study.claims import (
     CONTRADICTED,
     CONTRADICTS,
@@ -35,6 +35,7 @@ from thesis_ltc.study.claims import (
     SUPPORTED,
     SUPPORTS,
     UNDECIDED,
+    VERDICTS,
     Evidence,
     Judgement,
     Studies,
@@ -156,22 +157,31 @@ def claim_sentence(judgement: Judgement) -> str:
     run = [one for one in judgement.evidence if one.best is not None]
     found = f" (first less second: {joined(ranges_of(run))})" if run else ""
     if judgement.verdict == SUPPORTED and judgement.claim.rule == "higher":
-        found = f": by {joined(ranges_of(run, sign=''))}"
+        found = f": by {joined(ranges_of(run, '{:.3f}'.format))}"
     note = ", exploratory" if judgement.is_exploratory else ""
     return f"{LEADS.get(judgement.verdict, 'It cannot be tested here whether')} {statement}{note}{found}."
 
 
-def ranges_of(evidence: Sequence[Evidence], sign: str = "+") -> list[str]:
+def ranges_of(evidence: Sequence[Evidence], number: Callable[[float], str] = markup.signed) -> list[str]:
     "Differences at the best epoch, lowest and highest for each image set and metric."
-    groups: dict[tuple[str, str], list[float]] = {}
+    groups = differences_by(evidence, set_name)
+    return [f"{range_text(values, number)} {place}" for place, values in groups.items()]
+
+
+def differences_by(
+    evidence: Sequence[Evidence],
+    place: Callable[[Evidence], str],   # where a comparison was made, in words
+) -> dict[str, list[float]]:            # by metric and place: AUC on COVID-CT
+    "Differences at the best epoch in groups."
+    groups: dict[str, list[float]] = {}
     for one in evidence:
-        key = metric_name(one), set_name(one)
-        groups.setdefault(key, []).append(one.best.difference)
-    texts = []
-    for (metric, data), values in groups.items():
-        ends = dict.fromkeys(format(value, f"{sign}.3f") for value in (min(values), max(values)))
-        texts.append(f"{' to '.join(ends)} {metric} on {data}")
-    return texts
+        groups.setdefault(f"{metric_name(one)} on {place(one)}", []).append(one.best.difference)
+    return groups
+
+
+def range_text(values: Sequence[float], number: Callable[[float], str] = markup.signed) -> str:
+    "The lowest and the highest of some numbers; one if they read alike."
+    return " to ".join(dict.fromkeys(map(number, (min(values), max(values)))))
 
 # %% ../../nbs/book/42_answer.ipynb #sizes-and-moves
 SIZES = ("{saves}: the layers after the backbone have {circuit:,} parameters with the circuit, {same:,} with "
@@ -238,9 +248,6 @@ ORDER = ("The statements are tested in a fixed order. Those after the first unde
          "and say so.")
 
 # %% ../../nbs/book/42_answer.ipynb #evidence-row
-FOUND = {SUPPORTS: "supported", CONTRADICTS: "contradicted", UNDECIDED: "undecided", NOT_RUN: "not run"}
-
-
 def sides_of(evidence: Evidence) -> tuple[str, str]:
     "The two sides of a comparison; the name of its study and nothing if there are none."
     pair, others = evidence.comparison.pair, evidence.comparison.where.values()
@@ -263,8 +270,7 @@ def side_cell(side: str, evidence: Evidence, studies: Studies) -> Cell:
     for name, value in chosen.items():
         records = records[records[name] == value]
     address = records_link(records.iloc[0]) if len(records) else None
-    name = html.escape(side)
-    return Cell(f'<a href="{ROOT}{address}">{name}</a>' if address else name, "", {"": side})
+    return Cell(page_link(address, side), "", {"": side})
 
 
 def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, Any]:
@@ -273,11 +279,11 @@ def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, A
     row: dict[str, Any] = {"A": first, "B": second}
     if evidence.best is None:
         return row | {"data, metric": "", "A − B, best epoch": "", "A − B, last epoch": "", "pairs": "",
-                      FALSE: "", "the statement": f"{FOUND[evidence.answer]}: {evidence.reason}"}
+                      FALSE: "", "the statement": f"{VERDICTS[evidence.answer]}: {evidence.reason}"}
     return row | {
         "data, metric": f"{place_text(evidence)}, {metric_name(evidence)}",
         "A − B, best epoch": evidence.best, "A − B, last epoch": evidence.last, "pairs": evidence.best.n,
-        FALSE: false_cell(evidence, rule), "the statement": FOUND[evidence.answer]}
+        FALSE: false_cell(evidence, rule), "the statement": VERDICTS[evidence.answer]}
 
 # %% ../../nbs/book/42_answer.ipynb #false-probability
 FALSE = "P(false)"
@@ -347,26 +353,20 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
         lines.insert(0, f"on {html.escape(joined([place_text(one) for one in deciding]))}")
     false = [one for one in (false_probability(one, judgement.claim.rule) for one in run) if one is not None]
     if false:
-        ends = " to ".join(dict.fromkeys(map(probability_text, (min(false), max(false)))))
-        lines.append(f"{FALSE}: {ends}")
+        lines.append(f"{FALSE}: {range_text(false, probability_text)}")
     names = dict.fromkeys(one.comparison.study for one in run if one.comparison.study in studies)
     pages = {name: records_link(studies[name][1].iloc[0]) for name in names}
-    links = [f'<a href="{ROOT}{page.partition("#")[0]}">{html.escape(name)}</a>'
-             for name, page in pages.items() if page]
+    links = [page_link(page.partition("#")[0], name) for name, page in pages.items() if page]
     lines += [f"runs: {', '.join(links)}"] if links else []
     return "".join(f"<br><small>{line}</small>" for line in lines)
 
 # %% ../../nbs/book/42_answer.ipynb #margin-lines
 def differences_of(evidence: Sequence[Evidence]) -> list[str]:
     "Differences at the best epoch, a line for each metric, image set and training."
-    groups: dict[tuple[str, str], list[float]] = {}
-    for one in evidence:
-        groups.setdefault((metric_name(one), place_text(one)), []).append(one.best.difference)
     lines = []
-    for (metric, place), values in groups.items():
-        ends = dict.fromkeys(markup.signed(value) for value in (min(values), max(values)))
+    for place, values in differences_by(evidence, place_text).items():
         count = f"{len(values)} differences, " if len(values) > 1 else ""
-        lines.append(f"{count}{' to '.join(ends)} {metric} on {place}")
+        lines.append(f"{count}{range_text(values)} {place}")
     return lines
 
 
@@ -398,8 +398,9 @@ def draw_primary(judgement: Judgement) -> Figure:
 
 def figure_text(judgement: Judgement) -> str:
     "What the figure shows, for those who can't see it."
-    texts = [f"{place_text(one)}: {one.best.difference:+.3f} {metric_name(one)} at the best epoch, "
-             f"{one.last.difference:+.3f} at the last"
+    signed = markup.signed
+    texts = [f"{place_text(one)}: {signed(one.best.difference)} {metric_name(one)} at the best epoch, "
+             f"{signed(one.last.difference)} at the last"
              for one in judgement.evidence if one.best is not None]
     return "; ".join(texts)
 

@@ -6,7 +6,8 @@
 __all__ = ['BAND', 'SCORES', 'VERDICT_COLOURS', 'AGAINST', 'TITLES', 'NotPublishable', 'refuse_unpublishable', 'draw_grid',
            'draw_augmented', 'draw_mistakes', 'common_epochs', 'draw_metric', 'draw_curves', 'draw_curves_by_head',
            'draw_percent', 'draw_classes', 'draw_confusion', 'draw_memory', 'experiment_labels', 'draw_scores',
-           'draw_mean', 'draw_against', 'draw_contrasts', 'draw_interval', 'draw_verdicts', 'draw_chain', 'draw_travel']
+           'draw_mean', 'draw_dot', 'draw_against', 'draw_contrasts', 'draw_interval', 'draw_verdicts', 'draw_chain',
+           'draw_travel']
 
 # %% ../../nbs/book/40_figures.ipynb #58256d68
 import textwrap
@@ -248,10 +249,17 @@ def draw_mean(axis: Axes, place: float, found: Mean | None, filled: bool) -> Non
     ends = [found.lowest, found.highest]
     if found.n >= FEWEST_FOR_INTERVAL:
         ends = [found.mean - found.half, found.mean + found.half]
-    colour = BLUE if filled else ORANGE
-    axis.plot(ends, [place, place], "-", color=colour, linewidth=1.2)
+    draw_dot(axis, place, found.mean, ends, BLUE if filled else ORANGE, filled, size=3.5)
+
+
+def draw_dot(
+    axis: Axes, place: float, value: float, ends: Sequence[float], colour: str, filled: bool,
+    size: float = 4,   # of the dot, in points
+) -> None:
+    "Draw a value and its range in a row, the dot filled or open."
     face = colour if filled else "white"
-    axis.plot(found.mean, place, "o", color=colour, markerfacecolor=face, markersize=3.5, zorder=3)
+    axis.plot(value, place, "o", color=colour, markerfacecolor=face, markersize=size, zorder=3)
+    axis.plot(ends, [place, place], "-", color=colour, linewidth=0.35 * size)
 
 
 SCORES = ("Blue, filled: at the epoch with the lowest validation loss. Orange, open: at the last epoch. "
@@ -295,11 +303,8 @@ def draw_contrasts(axis: Axes, found: list[Any], margin: float) -> None:
 
 def draw_interval(axis: Axes, place: float, contrast: Any, filled: bool = True) -> None:
     "Draw a difference and its interval in the colour of the verdict."
-    colour = VERDICT_COLOURS[contrast.verdict]
-    face = colour if filled else "white"
-    axis.plot(contrast.difference, place, "o", color=colour, markerfacecolor=face, markersize=4, zorder=3)
     ends = contrast.interval or [contrast.difference] * 2
-    axis.plot(ends, [place, place], "-", color=colour, linewidth=1.4)
+    draw_dot(axis, place, contrast.difference, ends, VERDICT_COLOURS[contrast.verdict], filled)
 
 
 def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:

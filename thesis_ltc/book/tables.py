@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEGEND', 'ROOT', 'SHOWN', 'LAST', 'MANY', 'BRIEF', 'FEW_READ', 'NAMES', 'marks', 'has_old_images', 'records_link',
-           'head_cell', 'experiment_groups', 'device_text', 'leaderboard', 'experiment_row', 'leaderboard_page',
-           'in_one_column', 'spread_text', 'legend', 'scores_table', 'per_class', 'class_scores', 'contrasts',
-           'compare_heads']
+           'page_link', 'head_cell', 'experiment_groups', 'device_text', 'leaderboard', 'experiment_row',
+           'leaderboard_page', 'in_one_column', 'spread_text', 'legend', 'scores_table', 'per_class', 'class_scores',
+           'contrasts', 'compare_heads']
 
 # %% ../../nbs/book/20_tables.ipynb #imports
 import html
@@ -74,15 +74,19 @@ def records_link(record: pd.Series) -> str | None:
     return f"appendix/{record.id}.html" if is_run and root.is_relative_to(experiment.parent.parent) else None
 
 
+ROOT = "../../"   # from a page in nbs/<wing>/ to the book's root
+
+
+def page_link(address: str | None, text: str) -> str:
+    "Return a text as a link to an address below the book's root, as HTML; without an address, the text."
+    name = html.escape(text)
+    return f'<a href="{ROOT}{html.escape(address)}">{name}</a>' if address else name
+
+
 def head_cell(record: pd.Series, mark: str = "") -> Cell:
     "Return a head's name as a link to its records, with its marks."
-    address, name = records_link(record), html.escape(record["head"])
-    if address:
-        name = f'<a href="{ROOT}{html.escape(address)}">{name}</a>'
-    return Cell(f"{name} {mark}".rstrip(), "", {"": record["head"], " experiment": record.id, " marks": mark})
-
-
-ROOT = "../../"   # from a page in nbs/<wing>/ to the book's root
+    text = f"{page_link(records_link(record), record['head'])} {mark}".rstrip()
+    return Cell(text, "", {"": record["head"], " experiment": record.id, " marks": mark})
 
 # %% ../../nbs/book/20_tables.ipynb #leaderboard
 # Scores and their names on a page.

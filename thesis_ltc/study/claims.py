@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'SUPPORTS', 'CONTRADICTS', 'UNDECIDED', 'NOT_RUN', 'EQUAL', 'Studies', 'SUPPORTED', 'CONTRADICTED',
-           'NOT_TESTABLE', 'ClaimError', 'Comparison', 'Claim', 'read_claims', 'make_claim', 'checked',
+           'NOT_TESTABLE', 'VERDICTS', 'ClaimError', 'Comparison', 'Claim', 'read_claims', 'make_claim', 'checked',
            'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'judge_scores', 'missing_runs',
            'head_parameters', 'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge', 'judge_all']
 
@@ -210,6 +210,8 @@ def judge_stops(claim: Claim, comparison: Comparison, records: pd.DataFrame) -> 
 
 # %% ../../nbs/study/68_claims.ipynb #verdict
 SUPPORTED, CONTRADICTED, NOT_TESTABLE = "supported", "contradicted", "not testable here"
+VERDICTS = {   # on a claim, by the answer of a comparison
+    SUPPORTS: SUPPORTED, CONTRADICTS: CONTRADICTED, UNDECIDED: UNDECIDED, NOT_RUN: NOT_RUN}
 
 
 class Judgement(NamedTuple):
@@ -228,10 +230,9 @@ def combine(answers: Sequence[str], every: bool) -> str:
     if set(answers) == {NOT_RUN}:
         return NOT_RUN
     decisive, unanimous = (CONTRADICTS, SUPPORTS) if every else (SUPPORTS, CONTRADICTS)
-    words = {SUPPORTS: SUPPORTED, CONTRADICTS: CONTRADICTED}
     if decisive in answers:
-        return words[decisive]
-    return words[unanimous] if set(answers) == {unanimous} else UNDECIDED
+        return VERDICTS[decisive]
+    return VERDICTS[unanimous] if set(answers) == {unanimous} else UNDECIDED
 
 
 def judge(claim: Claim, studies: Studies) -> Judgement:
