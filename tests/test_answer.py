@@ -17,7 +17,7 @@ ROOT = repository()
 STUDIES = {"controls": ("controls", "auc"), "fashion-mnist": ("fashion-mnist-3573b5e3", "accuracy")}
 SEEDS = range(8)
 HISTORY = "epoch,train_loss,val_loss,train_accuracy,val_accuracy\n1,1.0,1.0,0.5,0.5\n"
-# Circuit less layer at the best and at the last epoch: the mean, and how much it varies over seeds.
+# Circuit minus layer at the best and at the last epoch: the mean, and how much it varies over seeds.
 # The margins are .02 and .005.
 KINDS = {
     "lower": ((-0.06, 0.0005), (-0.06, 0.0005)), "higher": ((0.06, 0.0005), (0.06, 0.0005)),

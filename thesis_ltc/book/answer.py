@@ -82,7 +82,7 @@ def joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else ""
 
 # %% ../../nbs/book/42_answer.ipynb #primary
-SIDES = "a circuit that scans the channels", "one fully connected layer on the same shrunken map"
+SIDES = "a circuit that scans the channels", "one fully connected layer on the same shrunk map"
 NO_ANSWER = ("**No answer yet.** No complete study compares {first} with {second}; "
              "`thesis-ltc study controls` runs one.")
 NOT_DECIDED = ("**Not decided.** Between {first} and {second} the records show neither a difference nor "
@@ -107,7 +107,7 @@ def primary_sentences(judgement: Judgement) -> list[str]:
     return [sentence, *([open_sentence(groups["undecided"])] if groups["undecided"] else [])]
 
 
-OPEN = ("On {place} nothing is decided: circuit less layer is {best} {metric} at the epoch with the lowest "
+OPEN = ("On {place} nothing is decided: circuit minus layer is {best} {metric} at the epoch with the lowest "
         "validation loss and {last} at the last epoch")
 
 
@@ -155,7 +155,7 @@ def claim_sentence(judgement: Judgement) -> str:
     statement = judgement.claim.statement.removesuffix(".")
     statement = statement[0].lower() + statement[1:]
     run = [one for one in judgement.evidence if one.best is not None]
-    found = f" (first less second: {joined(ranges_of(run))})" if run else ""
+    found = f" (first minus second: {joined(ranges_of(run))})" if run else ""
     if judgement.verdict == SUPPORTED and judgement.claim.rule == "higher":
         found = f": by {joined(ranges_of(run, '{:.3f}'.format))}"
     note = ", exploratory" if judgement.is_exploratory else ""
@@ -185,7 +185,7 @@ def range_text(values: Sequence[float], number: Callable[[float], str] = markup.
 
 # %% ../../nbs/book/42_answer.ipynb #sizes-and-moves
 SIZES = ("{saves}: the layers after the backbone have {circuit:,} parameters with the circuit, {same:,} with "
-         "one layer on the same shrunken map, and {whole:,} with one layer on the whole map.")
+         "one layer on the same shrunk map, and {whole:,} with one layer on the whole map.")
 
 
 def size_sentence() -> str:
@@ -308,13 +308,13 @@ def false_cell(evidence: Evidence, rule: str) -> Cell | None:
 
 def probability_text(probability: float) -> str:
     "A probability with two decimals, as HTML."
-    return "&lt; .01" if probability < 0.01 else f"{probability:.2f}".removeprefix("0")
+    return "&lt; 0.01" if probability < 0.01 else f"{probability:.2f}"
 
 # %% ../../nbs/book/42_answer.ipynb #annotated
 ANNOTATED = """<div class="thesis-claim" id="{name}"><p>{statement}{primary}</p>
 <aside>{badge}{exploratory}{margin}</aside><div class="all">{table}</div></div>"""
-SECTIONS = {"2.1": "2.1 Feature extractor", "2.2": "2.2 Classification layers",   # of the report
-            "6": "6 Analysis", "7": "7 Next moves"}
+SECTIONS = {   # of the report
+    "2.1": ": Feature extractor", "2.2": ": Classification layers", "6": ": Analysis", "7": ": Next moves"}
 
 
 def annotated(judgements: Sequence[Judgement], studies: Studies) -> HTML:
@@ -324,7 +324,7 @@ def annotated(judgements: Sequence[Judgement], studies: Studies) -> HTML:
     for one in sorted(judgements, key=lambda one: (one.claim.section not in first, one.claim.section,
                                                    not one.claim.primary)):
         parts.setdefault(one.claim.section, []).append(annotated_claim(one, studies))
-    return HTML("".join(f"<h3>{SECTIONS.get(section, section)}</h3>{''.join(texts)}"
+    return HTML("".join(f"<h3>Section {section} of the report{SECTIONS.get(section, '')}</h3>{''.join(texts)}"
                         for section, texts in parts.items()))
 
 
@@ -332,7 +332,9 @@ def annotated_claim(judgement: Judgement, studies: Studies) -> str:
     "A statement with its comparisons, and its verdict in the margin."
     claim = judgement.claim
     table = f"<p><small>{html.escape(claim.untestable)}</small></p>"
-    if judgement.evidence:
+    if len({one.reason for one in judgement.evidence}) == 1 and judgement.verdict == NOT_RUN:
+        table = ""   # the margin has the reason
+    elif judgement.evidence:
         rows = pd.DataFrame([evidence_row(one, studies, claim.rule) for one in judgement.evidence])
         count = "1 comparison" if len(rows) == 1 else f"{len(rows)} comparisons"
         table = markup.fold(count, markup.show_table(rows, f"claim-{claim.name}")).data
@@ -392,7 +394,7 @@ def draw_primary(judgement: Judgement) -> Figure:
         axis.text(0.01, place - 0.22, name, transform=axis.get_yaxis_transform(), va="center", fontsize=9,
                   bbox=ground)
     axis.set(yticks=[], ylim=(len(rows) - 0.55, -0.5))
-    axis.set_xlabel("circuit less layer: left of zero, the circuit scores lower", fontsize=9)
+    axis.set_xlabel("circuit minus layer: left of zero, the circuit scores lower", fontsize=9)
     return figure
 
 
