@@ -165,17 +165,17 @@ def claim_sentence(judgement: Judgement) -> str:
 def ranges_of(evidence: Sequence[Evidence], number: Callable[[float], str] = markup.signed) -> list[str]:
     "Differences at the best epoch, lowest and highest for each image set and metric."
     groups = differences_by(evidence, set_name)
-    return [f"{range_text(values, number)} {place}" for place, values in groups.items()]
+    return [f"{range_text(values, number)} {metric} on {place}" for (metric, place), values in groups.items()]
 
 
 def differences_by(
     evidence: Sequence[Evidence],
     place: Callable[[Evidence], str],   # where a comparison was made, in words
-) -> dict[str, list[float]]:            # by metric and place: AUC on COVID-CT
+) -> dict[tuple[str, str], list[float]]:   # by metric and place
     "Differences at the best epoch in groups."
-    groups: dict[str, list[float]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
     for one in evidence:
-        groups.setdefault(f"{metric_name(one)} on {place(one)}", []).append(one.best.difference)
+        groups.setdefault((metric_name(one), place(one)), []).append(one.best.difference)
     return groups
 
 
@@ -244,8 +244,8 @@ def judge_published(root: Path) -> tuple[list[Judgement], Studies]:
     return judge_all(read_claims(root / "studies" / "claims.yaml"), studies), studies
 
 
-ORDER = ("The statements are tested in a fixed order. Those after the first undecided one are exploratory, "
-         "and say so.")
+ORDER = ("The statements are tested in a fixed order. What comes after the first undecided one is "
+         "exploratory: it suggests something, and proves nothing.")
 
 # %% ../../nbs/book/42_answer.ipynb #evidence-row
 def sides_of(evidence: Evidence) -> tuple[str, str]:
@@ -352,7 +352,7 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
     lines = [html.escape(text) for text in differences_of(run) or reasons_of(evidence)]
     deciding = [one for one in run if one.answer == CONTRADICTS and judgement.verdict == CONTRADICTED]
     if deciding and len(deciding) < len(run):
-        lines.insert(0, f"on {html.escape(joined([place_text(one) for one in deciding]))}")
+        lines.insert(0, f"by {html.escape(joined([place_text(one) for one in deciding]))}")
     false = [one for one in (false_probability(one, judgement.claim.rule) for one in run) if one is not None]
     if false:
         lines.append(f"{FALSE}: {range_text(false, probability_text)}")
@@ -364,12 +364,12 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
 
 # %% ../../nbs/book/42_answer.ipynb #margin-lines
 def differences_of(evidence: Sequence[Evidence]) -> list[str]:
-    "Differences at the best epoch, a line for each metric, image set and training."
-    lines = []
-    for place, values in differences_by(evidence, place_text).items():
-        count = f"{len(values)} differences, " if len(values) > 1 else ""
-        lines.append(f"{count}{range_text(values)} {place}")
-    return lines
+    "Differences at the best epoch by metric, a line for each image set and training."
+    lines: dict[str, list[str]] = {}
+    for (metric, place), values in differences_by(evidence, place_text).items():
+        count = f" ({len(values)} differences)" if len(values) > 1 else ""
+        lines.setdefault(place, []).append(f"{range_text(values)} {metric}{count}")
+    return [f"{place}: {', '.join(texts)}" for place, texts in lines.items()]
 
 
 def reasons_of(evidence: Sequence[Evidence]) -> list[str]:

@@ -170,7 +170,7 @@ def judge_scores(
     best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
     if best.n < FEWEST:
         pairs = "pair" if best.n == 1 else "pairs"
-        reason = f"{comparison.study} has {best.n} {pairs} of runs; a verdict needs {FEWEST}"
+        reason = f"the study {comparison.study} has {best.n} {pairs} of runs; a verdict needs {FEWEST}"
         return Evidence(comparison, NOT_RUN, reason)
     answer = answer_of(1)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
