@@ -48,11 +48,6 @@ class Ranking(NamedTuple):
     second_only: float
 
     @property
-    def congruence(self) -> float:
-        "Share of the test images that both heads classify correctly."
-        return self.both / self.images
-
-    @property
     def first_not_better(self) -> float:
         "The probability that the first head is not the more accurate one."
         return probability_false(self.first_only, self.second_only)
