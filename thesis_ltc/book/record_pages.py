@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from .dependencies import remove_others, write_changed
 from .figures import experiment_labels
 from .markup import Cell, show_table
 from .records import by_study, load_results
 from .tables import NAMES
 from .verdicts import design
-from ..core.files import atomic_write
 from ..study.shelf import RECORDS, Shelf, find_shelves
 
 # %% ../../nbs/book/55_record_pages.ipynb #record-table
@@ -75,15 +75,7 @@ def record_page(shelf: Shelf) -> str:
 def collect_records(root: Path) -> list[str]:   # names of studies whose page was written or removed
     "Bring the pages of published studies up to date: results/<study>/ -> appendix/records-<study>.md."
     shelves = {f"records-{shelf.folder.name}": shelf for shelf in find_shelves(root / "results")}
-    changed = []
-    for page in root.glob("appendix/records-*.md"):
-        if page.stem not in shelves:
-            page.unlink()
-            changed.append(page.stem)
-    for name, shelf in shelves.items():
-        page = root / "appendix" / f"{name}.md"
-        text = record_page(shelf)
-        if not page.exists() or page.read_text(encoding="utf-8") != text:
-            atomic_write(page, text)
-            changed.append(name)
-    return sorted(changed)
+    gone = remove_others(root.glob("appendix/records-*.md"), shelves)
+    written = [name for name, shelf in shelves.items()
+               if write_changed(root / "appendix" / f"{name}.md", record_page(shelf))]
+    return sorted(gone + written)
