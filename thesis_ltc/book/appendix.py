@@ -14,9 +14,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from .dependencies import EXECUTED
+from .dependencies import EXECUTED, remove_others, write_changed
 from .pictures import is_publishable, without_pixels
-from ..core.files import atomic_write
 
 # %% ../../nbs/book/56_appendix.ipynb #experiment-title
 def experiment_title(
@@ -126,21 +125,15 @@ def collect(
 ) -> list[str]:              # names of the pages that were written or removed, in order
     "Bring the appendix up to date with the runs."
     runs = {path.parent.name: path for path in root.glob("runs/*/run.ipynb")}
-    changed = []
-    for page in root.glob("appendix/*.ipynb"):
-        if page.stem not in runs:
-            page.unlink()
-            changed.append(page.stem)
+    changed = remove_others(root.glob("appendix/*.ipynb"), runs)
     for name, path in runs.items():
         page = root / "appendix" / f"{name}.ipynb"
         if is_current(page, path):
             continue
-        text = appendix_page(path)
-        if page.exists() and page.read_text(encoding="utf-8") == text:
-            page.touch()
-        else:
-            atomic_write(page, text)
+        if write_changed(page, appendix_page(path)):
             changed.append(name)
+        else:
+            page.touch()
     return sorted(changed)
 
 

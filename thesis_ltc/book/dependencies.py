@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DOTTED', 'MAGIC', 'ALWAYS', 'EXECUTED', 'PackageName', 'package_names', 'names_from', 'module_behind', 'handed_on',
            'modules_of', 'modules_named', 'modules_named_by', 'content', 'fingerprint', 'names_below', 'page_key',
-           'key_of', 'title_of', 'read_page', 'page_environment']
+           'key_of', 'title_of', 'read_page', 'page_environment', 'write_changed', 'remove_others']
 
 # %% ../../nbs/book/54_dependencies.ipynb #dependencies-imports
 import ast
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 from .pages import as_page, split_directives
-from ..core.files import PACKAGE, file_sha256
+from ..core.files import PACKAGE, atomic_write, file_sha256
 
 # %% ../../nbs/book/54_dependencies.ipynb #package-names
 DOTTED = re.compile(r"(?<!from )\bthesis_ltc((?:\.\w+)+)")   # anywhere but after `from`
@@ -200,3 +200,19 @@ def page_environment(root: Path) -> dict[str, str]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",   # is read before the fork
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
+
+# %% ../../nbs/book/54_dependencies.ipynb #written-pages
+def write_changed(page: Path, text: str) -> bool:
+    "Write a page unless it has this text already; whether it was written."
+    if page.exists() and page.read_text(encoding="utf-8") == text:
+        return False
+    atomic_write(page, text)
+    return True
+
+
+def remove_others(pages: Iterable[Path], names: Container[str]) -> list[str]:
+    "Remove the pages whose names are not among those given; the names of the removed ones."
+    others = [page for page in pages if page.stem not in names]
+    for page in others:
+        page.unlink()
+    return [page.stem for page in others]

@@ -11,25 +11,28 @@ from typing import Any
 
 import pandas as pd
 
+from .dependencies import remove_others, write_changed
 from .figures import experiment_labels
 from .markup import Cell, show_table
 from .records import by_study, load_results
 from .tables import NAMES
 from .verdicts import design
-from ..core.files import atomic_write
-from ..study.shelf import RECORDS, Shelf, find_shelves
+from ..study.shelf import RECORDS, Shelf, find_shelves, run_places
 
 # %% ../../nbs/book/55_record_pages.ipynb #record-table
 SCORES = ("accuracy", "f1", "auc")
 
 
-def record_table(records: pd.DataFrame, lines: dict[tuple[str, int], int]) -> tuple[pd.DataFrame, list[str]]:
+def record_table(
+    records: pd.DataFrame,
+    lines: dict[str, int],            # see `lines_of`
+) -> tuple[pd.DataFrame, list[str]]:
     "Return a row for each run, in the order of its file, and the anchors of the rows."
     labels, rows, anchors = experiment_labels(records), [], []
-    order = sorted(records.index, key=lambda row: lines[records.id[row], records.seed[row]])
-    for place in order:
+    line_of = (records.id + "/seed" + records.seed.astype(str)).map(lines)
+    for place, line in line_of.sort_values().items():
         run = records.loc[place]
-        row: dict[str, Any] = {"line": lines[run.id, run.seed], "experiment": labels[place], "seed": run.seed}
+        row: dict[str, Any] = {"line": line, "experiment": labels[place], "seed": run.seed}
         row |= {name: run[name] for name in ("repeat", "fold") if records[name].nunique() > 1}
         for when in ("best", "last"):
             row[f"{when} epoch"] = int(run[f"{when}_epoch"])
@@ -39,13 +42,9 @@ def record_table(records: pd.DataFrame, lines: dict[tuple[str, int], int]) -> tu
     return pd.DataFrame(rows), anchors
 
 
-def lines_of(shelf: Shelf) -> dict[tuple[str, int], int]:
-    "Return the line of each run in the file of records, by experiment and seed."
-    found = {}
-    for line, record in enumerate(shelf.records(), 1):
-        if not isinstance(record, Exception):
-            found[record.id, record.seed] = line
-    return found
+def lines_of(shelf: Shelf) -> dict[str, int]:
+    "Return the line of each run, <id>/seed<k>, in the file of records, which has the order of the plan."
+    return {place: line for line, place in enumerate(run_places(shelf.plan), 1)}
 
 # %% ../../nbs/book/55_record_pages.ipynb #record-page
 PAGE = """# Records of {name}
@@ -75,15 +74,7 @@ def record_page(shelf: Shelf) -> str:
 def collect_records(root: Path) -> list[str]:   # names of studies whose page was written or removed
     "Bring the pages of published studies up to date: results/<study>/ -> appendix/records-<study>.md."
     shelves = {f"records-{shelf.folder.name}": shelf for shelf in find_shelves(root / "results")}
-    changed = []
-    for page in root.glob("appendix/records-*.md"):
-        if page.stem not in shelves:
-            page.unlink()
-            changed.append(page.stem)
-    for name, shelf in shelves.items():
-        page = root / "appendix" / f"{name}.md"
-        text = record_page(shelf)
-        if not page.exists() or page.read_text(encoding="utf-8") != text:
-            atomic_write(page, text)
-            changed.append(name)
-    return sorted(changed)
+    gone = remove_others(root.glob("appendix/records-*.md"), shelves)
+    written = [name for name, shelf in shelves.items()
+               if write_changed(root / "appendix" / f"{name}.md", record_page(shelf))]
+    return sorted(gone + written)

@@ -162,19 +162,18 @@ def judge_scores(
     margin = plan["margin"]["value"] if comparison.margin is None else comparison.margin
     asked, pair = {"metric": metric, "value": margin}, comparison.pair
 
-    def answer_of(tests: int) -> str:
-        "What both epochs say with intervals that share the error among some tests."
-        found = (contrast(records, pair, asked, when, tests) for when in ("best", "last"))
-        return judge_contrasts(claim.rule, claim.value, *found)
+    def contrasts(tests: int) -> list[Contrast]:
+        "Contrasts at the best and at the last epoch, whose intervals share the error among some tests."
+        return [contrast(records, pair, asked, when, tests) for when in ("best", "last")]
 
-    best, last = (contrast(records, pair, asked, when) for when in ("best", "last"))
+    best, last = contrasts(tests=1)
     if best.n < FEWEST:
         pairs = "pair" if best.n == 1 else "pairs"
         reason = f"the study {comparison.study} has {best.n} {pairs} of runs; a verdict needs {FEWEST}"
         return Evidence(comparison, NOT_RUN, reason)
-    answer = answer_of(1)
+    answer = judge_contrasts(claim.rule, claim.value, best, last)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
-        answer = answer_of(len(claim.comparisons))
+        answer = judge_contrasts(claim.rule, claim.value, *contrasts(tests=len(claim.comparisons)))
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
     data = records.data.iloc[0]
