@@ -169,7 +169,8 @@ def judge_scores(
     best, last = contrasts(tests=1)
     if best.n < FEWEST:
         pairs = "pair" if best.n == 1 else "pairs"
-        reason = f"the study {comparison.study} has {best.n} {pairs} of runs; a verdict needs {FEWEST}"
+        count = f"{best.n} {pairs} of runs"
+        reason = f"the study {comparison.study} has {count}; a verdict needs {FEWEST}"
         return Evidence(comparison, NOT_RUN, reason)
     answer = judge_contrasts(claim.rule, claim.value, best, last)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
