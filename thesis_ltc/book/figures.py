@@ -322,19 +322,22 @@ def draw_chain(
     metric: str,
 ) -> Figure:
     "Draw how a score changes from head to head, with the 95 % interval of each change."
-    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.42 * (len(steps) + 1)))
+    figure, axis = plt.subplots(figsize=(5, 0.7 + 0.55 * (len(steps) + 1)))   # narrow, to be read on a phone
     score, names = start[1], [start[0]]
     axis.plot(score, 0, "o", color="black", markersize=5)
     for row, (name, found) in enumerate(steps, 1):
         colour = VERDICT_COLOURS[found.verdict]
-        axis.barh(row, found.difference, 0.5, score, color=colour, alpha=0.55, linewidth=0)
+        axis.barh(row, found.difference, 0.4, score, color=colour, alpha=0.55, linewidth=0)
         low, high = (score + end for end in found.interval or (found.difference,) * 2)
         axis.plot([low, high], [row, row], "-", color="black", linewidth=1)
         score += found.difference
         axis.plot(score, row, "o", color="black", markersize=5, zorder=3)
         names.append(name)
-    axis.set(yticks=range(len(names)), yticklabels=[escape_dollars(name) for name in names],
-             ylim=(len(names) - 0.5, -0.5), xlabel=NAMES[metric])
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for row, name in enumerate(names):
+        axis.text(0.01, row - 0.4, escape_dollars(name), transform=axis.get_yaxis_transform(), va="center",
+                  fontsize=9, bbox=ground)
+    axis.set(yticks=[], ylim=(len(names) - 0.6, -0.7), xlabel=NAMES[metric])
     return figure
 
 # %% ../../nbs/book/40_figures.ipynb #draw-travel
