@@ -6,8 +6,8 @@
 __all__ = ['BAND', 'SCORES', 'VERDICT_COLOURS', 'AGAINST', 'TITLES', 'NotPublishable', 'refuse_unpublishable', 'draw_grid',
            'draw_augmented', 'draw_mistakes', 'common_epochs', 'draw_metric', 'draw_curves', 'draw_curves_by_head',
            'draw_percent', 'draw_classes', 'draw_confusion', 'draw_memory', 'experiment_labels', 'draw_scores',
-           'draw_mean', 'draw_dot', 'draw_against', 'draw_contrasts', 'draw_interval', 'draw_verdicts', 'draw_chain',
-           'draw_travel']
+           'draw_mean', 'draw_dot', 'scores_caption', 'draw_against', 'draw_contrasts', 'draw_interval',
+           'draw_verdicts', 'draw_chain', 'draw_travel']
 
 # %% ../../nbs/book/40_figures.ipynb #58256d68
 import textwrap
@@ -224,6 +224,7 @@ def draw_scores(
     records: pd.DataFrame,
     metric: str,
     chance: float | None = None,   # what a guess scores
+    bold: Sequence[str] = (),      # labels that are compared
 ) -> Figure:
     "Draw the mean score of each experiment with its 95 % interval, at both epochs; the highest comes first."
     labels, shared = experiment_labels(records), overlap(records)
@@ -239,6 +240,8 @@ def draw_scores(
         axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
     names = [escape_dollars(label) for label in order]
     axis.set(yticks=range(len(order)), yticklabels=names, ylim=(len(order) - 0.4, -0.6), xlabel=NAMES[metric])
+    for label, text in zip(order, axis.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if label in bold else "normal")
     return figure
 
 
@@ -249,7 +252,7 @@ def draw_mean(axis: Axes, place: float, found: Mean | None, filled: bool) -> Non
     ends = [found.lowest, found.highest]
     if found.n >= FEWEST_FOR_INTERVAL:
         ends = [found.mean - found.half, found.mean + found.half]
-    draw_dot(axis, place, found.mean, ends, BLUE if filled else ORANGE, filled, size=3.5)
+    draw_dot(axis, place, found.mean, ends, BLUE if filled else GREY, filled, size=3.5)
 
 
 def draw_dot(
@@ -262,9 +265,21 @@ def draw_dot(
     axis.plot(ends, [place, place], "-", color=colour, linewidth=0.35 * size)
 
 
-SCORES = ("Blue, filled: at the epoch with the lowest validation loss. Orange, open: at the last epoch. "
-          "Lines are 95 % intervals over seeds, or the range of fewer than five seeds. Verdicts compare runs "
-          "in pairs, so overlapping lines decide nothing. Dotted, if shown: chance or majority class.")
+SCORES = ("Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: "
+          "{lines}. Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")
+
+
+def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
+    "What a figure of `draw_scores` shows: only what is in it."
+    (axis,), sizes = figure.axes, records.groupby(experiment_labels(records)).size()
+    lines = "95 % intervals over seeds" if sizes.max() >= FEWEST_FOR_INTERVAL else "the range over seeds"
+    if sizes.min() < FEWEST_FOR_INTERVAL <= sizes.max():
+        lines += f", or the range of fewer than {FEWEST_FOR_INTERVAL}"
+    guess = "chance" if metric == "auc" else "the share of the commonest class"
+    is_dotted = any(line.get_linestyle() == ":" for line in axis.lines)
+    is_bold = any(text.get_fontweight() == "bold" for text in axis.get_yticklabels())
+    return SCORES.format(lines=lines, chance=f" Dotted: {guess}." if is_dotted else "",
+                         bold=" Bold: the primary comparison." if is_bold else "")
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}

@@ -207,7 +207,8 @@ def legend(records: pd.DataFrame, brief: bool = False) -> str:
     scores = (f"Scores are means over n {runs} on the test images, "
               "at the epoch with the lowest validation loss")
     last = "" if brief else "; those called *last* are of the last epoch"
-    counts = "Parameters are those of synapses that exist. The CSV file has synapses, speed and device"
+    counts = ("*Parameters* counts the whole network at this size, without synapses that do not exist. The "
+              "CSV file has synapses, speed and device")
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
     sentences = [scores + last, spread_text(groups), counts, *used, *broken]
     return ". ".join(filter(None, sentences)) + "."

@@ -145,7 +145,7 @@ def verdict_on(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> Verdic
 SENTENCES = {
     "higher": "`{first}` scores higher than `{second}`", "lower": "`{first}` scores lower than `{second}`",
     "equal": "`{first}` and `{second}` score equally within {margin:g}",
-    ONE: "`{first}` against `{second}` is undecided, since the epochs disagree ({best}, {last})",
+    ONE: "`{first}` against `{second}` is undecided ({best} at the best epoch, {last} at the last)",
     NEVER: "`{first}` against `{second}` is undecided at both epochs",
     FEW: "`{first}` against `{second}` has too few pairs for a verdict"}
 NUMBERS = ": {best} {metric} at the best epoch{interval}, {last} at the last (n = {n} pairs)"

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RULES', 'SUPPORTS', 'CONTRADICTS', 'UNDECIDED', 'NOT_RUN', 'EQUAL', 'Studies', 'SUPPORTED', 'CONTRADICTED',
            'NOT_TESTABLE', 'VERDICTS', 'ClaimError', 'Comparison', 'Claim', 'read_claims', 'make_claim', 'checked',
-           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'judge_scores', 'missing_runs',
-           'head_parameters', 'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge', 'judge_all']
+           'judge_contrasts', 'judge_within', 'Evidence', 'judge_comparison', 'judge_scores', 'is_named',
+           'missing_runs', 'head_parameters', 'judge_sizes', 'judge_stops', 'Judgement', 'combine', 'judge',
+           'judge_all']
 
 # %% ../../nbs/study/68_claims.ipynb #claims-imports
 from collections.abc import Mapping, Sequence
@@ -134,6 +135,7 @@ class Evidence(NamedTuple):
     data: str = ""                  # the image set
     trained: str = ""               # what was trained: heads on a frozen backbone, or whole networks
     ranking: Ranking | None = None  # both sides, test image by test image; None without predictions
+    is_named: bool = True           # its study named it before its runs
 
 
 def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> Evidence:
@@ -177,8 +179,17 @@ def judge_scores(
         answer = judge_contrasts(claim.rule, claim.value, *contrasts(tests=len(claim.comparisons)))
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
-    data = records.data.iloc[0]
-    return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking)
+    data, named = records.data.iloc[0], is_named(plan, comparison.pair, metric)
+    return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking, named)
+
+
+def is_named(plan: Mapping[str, Any], pair: Any, metric: str) -> bool:
+    "Whether a study named a comparison, in this metric, before its runs."
+    if metric != plan["margin"]["metric"]:
+        return False
+    named = [sides(one) for one in (plan["primary"], *(plan.get("secondary") or []))]
+    factor, values = sides(pair)
+    return any(factor == name and set(values) == set(others) for name, others in named)
 
 
 def missing_runs(plan: Mapping[str, Any], records: pd.DataFrame) -> int:
