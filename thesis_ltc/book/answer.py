@@ -50,7 +50,7 @@ from ..study.intervals import Contrast
 SETS = {"covid-ct": "COVID-CT", "fashion-mnist": "Fashion-MNIST"}   # as a reader knows them
 DIFFERENCE = ("{size:.3f} {metric} on {data} ({trained}; 95 % interval {low:.3f} to {high:.3f}, "
               "{n} pairs of runs{chosen})")
-CHOSEN = "chosen after the runs"   # a comparison that its study had not named before
+CHOSEN = "not named before the runs"   # a comparison that its study had not named before
 
 
 def difference_text(evidence: Evidence) -> str:
@@ -456,5 +456,5 @@ def named_sentence(judgements: Sequence[Judgement]) -> str:
     run = [found for one in judgements for found in one.evidence if found.best is not None]
     named = [f"{' against '.join(sides_of(one))} on {place_text(one)}" for one in run if one.is_named]
     if not named:
-        return "All comparisons were chosen after the runs."
-    return f"Named before the runs: {joined(named)}. The other comparisons were chosen later."
+        return "No comparison was named before its runs."
+    return f"Named before the runs: {joined(named)}. The other comparisons were not."
