@@ -23,7 +23,7 @@ from thesis_ltc.data import croissant, load
 from thesis_ltc.data.croissant import Facts, image_sets
 from thesis_ltc.data.packs import write_pack
 from thesis_ltc.study import metadata
-from thesis_ltc.study.crate import CRATE, FILES, make_crate
+from thesis_ltc.study.crate import CRATE, FILE_MEANINGS, make_crate
 from thesis_ltc.study.shelf import find_shelves
 
 SHELVES = {shelf.folder.name: shelf.folder for shelf in find_shelves(ROOT / "results")}
@@ -215,9 +215,9 @@ def test_a_crate_says_what_plan_and_records_say(name):
 
 
 def test_files_of_a_study_are_all_described():
-    "A file that publishing adds must have a meaning in FILES."
+    "A file that publishing adds must have a meaning in FILE_MEANINGS."
     names = {path.name for folder in SHELVES.values() for path in folder.iterdir()}
-    assert names - {CRATE} <= set(FILES) and len(SHELVES) >= 9
+    assert names - {CRATE} <= set(FILE_MEANINGS) and len(SHELVES) >= 9
 
 
 # The validator of RO-Crate needs rich<14, and so an environment of its own. Here it needs no network: for the

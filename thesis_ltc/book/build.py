@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROGRESS', 'CITATION', 'EXPORTED_FROM', 'CLASSES', 'FUNCTIONS', 'DEFINED_BY', 'UNLOADED', 'LOADED', 'NOTICE',
-           'COLOUR', 'CLEAR', 'SPHINX', 'LOST', 'configure', 'allow_parallel_reading', 'outdated', 'notebooks_of',
+           'COLOUR', 'CLEAR_LINE', 'SPHINX', 'LOST', 'configure', 'allow_parallel_reading', 'outdated', 'notebooks_of',
            'say', 'execute_first', 'before_writing', 'renew_menus', 'check_pictures', 'forget_failure', 'add_citation',
            'describe_pictures', 'defining_page', 'link_sources', 'remove_unloaded', 'setup', 'relay', 'build',
            'conclusion']
@@ -209,7 +209,7 @@ def setup(app: Any) -> dict[str, bool | int]:
 # %% ../../nbs/book/60_build.ipynb #relay
 NOTICE = "[IPKernelApp]"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
-CLEAR = "\r\x1b[K"
+CLEAR_LINE = "\r\x1b[K"
 
 
 def relay(
@@ -225,12 +225,12 @@ def relay(
         if not terminal:
             text = COLOUR.sub("", text)
         elif line.startswith(PROGRESS):
-            text = CLEAR + text.rstrip()[:width]   # stays until the next line comes
+            text = CLEAR_LINE + text.rstrip()[:width]   # stays until the next line comes
         else:
-            text = CLEAR + text
+            text = CLEAR_LINE + text
         print(text, end="", file=sys.stderr, flush=True)
     if terminal:
-        print(CLEAR, end="", file=sys.stderr, flush=True)
+        print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/book/60_build.ipynb #build
 SPHINX = "from jupyter_book.cli.main import main; main()"

@@ -31,7 +31,7 @@ from .imageset import unknown_patients
 from .packs import Packer, write_pack
 from .slices import VolumeHeader, read_volume_header
 from .sources import read_image_folder
-from .volume_table import TABLE, find_patients, read_volumes, stated_independent
+from .volume_table import VOLUME_TABLE, find_patients, read_volumes, stated_independent
 from .volumes import VolumeError
 
 # %% ../../nbs/data/55_imports.ipynb #import
@@ -149,7 +149,7 @@ def take_as_independent(found: Folder) -> Folder:
 def find_table(place: Path, table: str | Path | None) -> Path:
     "The table that is named, by a path or within the folder; by default volumes.csv."
     if table is None:
-        return place / TABLE
+        return place / VOLUME_TABLE
     return Path(table) if Path(table).is_file() else place / table
 
 

@@ -32,7 +32,7 @@ from ..core.files import cache_folder, file_sha256, read_json
 from ..core.provenance import digest
 from ..core.streams import generator, key
 from .decode import decode_files, decode_probes
-from .fashion import SUMS, FetchError, fetch_fashion_mnist
+from .fashion import RAW_SUMS, FetchError, fetch_fashion_mnist
 from .folders import CHANGED, Folder, Picture, printable, understand
 from thesis_ltc.data.imageset import (
     SPLITS,
@@ -327,7 +327,7 @@ def fashion_mnist(name: str, folder: Path | None) -> ImageSet:
     except FetchError as error:
         raise DataError(f"{error}. Or take scikit-learn's digits, which are always there: "
                         "DATASET=digits for make, data=digits elsewhere") from error
-    identity = [name, read_json(place / SUMS), FASHION_LICENCE]
+    identity = [name, read_json(place / RAW_SUMS), FASHION_LICENCE]
     return cached(name, identity, lambda: read_fashion_mnist(name, place))
 
 # %% ../../nbs/data/40_sources.ipynb #covid-ct

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MIX', 'REVERSED', 'SHRINKS', 'MIXES', 'SCAN_WORDS', 'REVERSE', 'PROJECTIONS', 'NORMALISERS', 'SMALL', 'POLICY', 'NCP',
            'CONNECTED', 'LIQUID', 'CIRCUITS', 'HIDDEN', 'LAST', 'EVERY_STEP', 'AVERAGE', 'ATTENTION', 'DAMAGE',
-           'READOUTS', 'MARKS', 'STAGES', 'OPTIONAL', 'SEVERAL', 'HeadError', 'linear', 'layer_norm', 'BatchNorm',
-           'UnitRange', 'Definition', 'Word', 'spaced', 'Sentence', 'parse_word', 'parse_scans', 'check_reverse',
-           'split_stages', 'check_sentence', 'parse', 'Direction', 'directions', 'with_normaliser', 'with_last_step',
-           'with_factors']
+           'READOUTS', 'MARKS', 'STAGES', 'OPTIONAL_STAGES', 'SEVERAL', 'HeadError', 'linear', 'layer_norm',
+           'BatchNorm', 'UnitRange', 'Definition', 'Word', 'spaced', 'Sentence', 'parse_word', 'parse_scans',
+           'check_reverse', 'split_stages', 'check_sentence', 'parse', 'Direction', 'directions', 'with_normaliser',
+           'with_last_step', 'with_factors']
 
 # %% ../../nbs/heads/60_sentence.ipynb #sentence-import
 import difflib
@@ -158,7 +158,7 @@ STAGES = {
     "circuit": CIRCUITS,
     "readout": READOUTS | MARKS,
 }
-OPTIONAL = ("project", "normalise", "circuit")   # stages that a dash leaves out
+OPTIONAL_STAGES = ("project", "normalise", "circuit")   # stages that a dash leaves out
 SEVERAL = ("shrink", "readout")                  # stages of one or more words
 
 # %% ../../nbs/heads/60_sentence.ipynb #word
@@ -253,7 +253,7 @@ def split_stages(sentence: str) -> dict[str, list[str]]:
         if len(words) == 1 or (stage in SEVERAL and words):
             continue
         remedy = "write one"
-        if stage in OPTIONAL:
+        if stage in OPTIONAL_STAGES:
             remedy += ", or a dash"
         if stage == "scan":
             remedy += ", or join several: y+x"
@@ -281,7 +281,7 @@ def parse(text: str) -> Sentence:
     "Read a head's sentence; raises HeadError for one that can't be read."
     texts = split_stages(text)
     words = {stage: tuple(parse_word(word, stage) for word in texts[stage]) for stage in SEVERAL}
-    for stage in OPTIONAL:
+    for stage in OPTIONAL_STAGES:
         words[stage] = None if texts[stage] == ["-"] else parse_word(texts[stage][0], stage)
     scan, join = parse_scans(texts["scan"][0])
     sentence = Sentence(scan=scan, join=join, **words)

@@ -5,7 +5,7 @@ from .inputs import Images, predict
 from .loop import Interrupted, NonFinite, fit, fit_all, interruptible
 from .objective import OBJECTIVES, SETTINGS, score
 from .recipe import (
-    FORMATS,
+    MEMORY_FORMATS,
     Recipe,
     autocast,
     best_epoch,
@@ -21,8 +21,9 @@ from .steps import Learner, Training
 from .trunk import Trunk, TrunkError, features_of, read_trunk
 
 __all__ = [
-    "FORMATS", "OBJECTIVES", "SETTINGS", "CheckpointError", "Images", "Interrupted", "Learner", "NonFinite", "Recipe", "RunIsBusy",
-    "StackedLearner", "Training", "Trunk", "TrunkError", "autocast", "best_epoch", "features_of", "fit", "fit_all",
-    "interruptible", "learner_of", "load_best", "predict", "read_trunk", "replay", "reproducible", "resolve_device",
-    "resolve_precision", "scheduled_rate", "score", "stop_reason",
+    "MEMORY_FORMATS", "OBJECTIVES", "SETTINGS", "CheckpointError", "Images", "Interrupted", "Learner",
+    "NonFinite", "Recipe", "RunIsBusy", "StackedLearner", "Training", "Trunk", "TrunkError", "autocast",
+    "best_epoch", "features_of", "fit", "fit_all", "interruptible", "learner_of", "load_best", "predict",
+    "read_trunk", "replay", "reproducible", "resolve_device", "resolve_precision", "scheduled_rate", "score",
+    "stop_reason",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess
 from ..data.imageset import ImageSet
-from .recipe import FORMATS, Recipe, autocast
+from .recipe import MEMORY_FORMATS, Recipe, autocast
 
 # %% ../../nbs/training/22_inputs.ipynb #epoch-batches
 def epoch_batches(
@@ -64,7 +64,7 @@ class Images:
 
     def laid_out(self, images: Tensor) -> Tensor:
         "The images in the recipe's memory format."
-        return images.to(memory_format=FORMATS[self.recipe.memory_format])
+        return images.to(memory_format=MEMORY_FORMATS[self.recipe.memory_format])
 
 # %% ../../nbs/training/22_inputs.ipynb #predict
 @torch.no_grad()

@@ -31,7 +31,7 @@ from ..heads import CRNet
 from ..heads.head import Head
 from .checkpoint import load_model, load_tensors, now, run_lock
 from .inputs import Images
-from .recipe import FORMATS, Recipe, autocast
+from .recipe import MEMORY_FORMATS, Recipe, autocast
 
 # %% ../../nbs/training/40_trunk.ipynb #trunk
 class TrunkError(ValueError):
@@ -200,7 +200,7 @@ def write_backbone_maps(
     folder: Path, trunk: Trunk, data: ImageSet, recipe: Recipe, passes: int, check: Callable[[], None],
 ) -> dict[str, Any]:
     "Write a trunk's maps of a set; returns what `write_maps` does."
-    backbone = trunk.backbone().to(recipe.device, memory_format=FORMATS[recipe.memory_format])
+    backbone = trunk.backbone().to(recipe.device, memory_format=MEMORY_FORMATS[recipe.memory_format])
     images, train = Images(data, recipe), data.rows("train")
 
     def maps_of(index: int | None, rows: np.ndarray) -> Tensor:
@@ -249,7 +249,7 @@ def cached_folder(
 @torch.no_grad()
 def probe_maps(trunk: Trunk, data: ImageSet, recipe: Recipe, count: int = 4) -> str:
     "Digest of the maps of the first training images, augmented and not."
-    backbone = trunk.backbone().to(recipe.device, memory_format=FORMATS[recipe.memory_format])
+    backbone = trunk.backbone().to(recipe.device, memory_format=MEMORY_FORMATS[recipe.memory_format])
     images, train = Images(data, recipe), data.rows("train")[:count]
     batches = images.evaluation(train), images.augmented(train, generator(0, "trunk", 0, 0))
     with autocast(recipe):
