@@ -265,8 +265,9 @@ def draw_dot(
     axis.plot(ends, [place, place], "-", color=colour, linewidth=0.35 * size)
 
 
-SCORES_CAPTION = ("Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: "
-          "{lines}. Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")
+SCORES_CAPTION = (
+    "Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: {lines}."
+    " Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")
 
 
 def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
@@ -278,8 +279,9 @@ def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
     guess = "chance" if metric == "auc" else "the share of the commonest class"
     is_dotted = any(line.get_linestyle() == ":" for line in axis.lines)
     is_bold = any(text.get_fontweight() == "bold" for text in axis.get_yticklabels())
-    return SCORES_CAPTION.format(lines=lines, chance=f" Dotted: {guess}." if is_dotted else "",
-                         bold=" Bold: the primary comparison." if is_bold else "")
+    return SCORES_CAPTION.format(
+        lines=lines, chance=f" Dotted: {guess}." if is_dotted else "",
+        bold=" Bold: the primary comparison." if is_bold else "")
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
