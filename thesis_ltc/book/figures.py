@@ -266,8 +266,8 @@ def draw_dot(
 
 
 SCORES_CAPTION = (
-    "Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: {lines}."
-    " Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")
+    "Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: "
+    "{lines}. Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")
 
 
 def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
