@@ -224,12 +224,16 @@ def run_notebook(
 def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None:
     "Have papermill execute the experiment notebook; if its kernel never answered, again in a new kernel."
     import papermill
+    import zmq
+    from traitlets.config import Config
 
     from thesis_ltc.core.files import repository
 
     source = repository() / "nbs" / "experiments" / "run.ipynb"
+    encryption = "auto" if zmq.has("curve") else "disabled"   # without it ipykernel prints a notice
     # Records are on disk before the last cell ends, so the kernel may be killed: torch takes seconds to exit.
-    options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate"}
+    options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate",
+               "config": Config(KernelManager={"transport_encryption": encryption})}
     try:
         papermill.execute_notebook(str(source), str(page), values, **options)
     except RuntimeError as error:
