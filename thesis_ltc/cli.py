@@ -16,7 +16,6 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
-import difflib
 import json
 import os
 import re
@@ -307,15 +306,15 @@ def is_path(name: str) -> bool:
 def find_study_file(name: str) -> Path:
     "The file of a study; raises ValueError naming those that there are."
     from thesis_ltc.core.files import repository
+    from thesis_ltc.core.hints import did_you_mean
     from thesis_ltc.study.definition import study_files
 
     if is_path(name) and Path(name).exists():
         return Path(name)
     known = study_files(repository() / "studies")
     if name not in known:
-        near = difflib.get_close_matches(Path(name).stem, known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no study {name}; {hint}there are: {', '.join(known)}")
+        hint = f"{did_you_mean(Path(name).stem, known)} there are: {', '.join(known)}".lstrip()
+        raise ValueError(f"there is no study {name}; {hint}")
     return known[name]
 
 # %% ../nbs/cli/10_cli.ipynb #run-study
