@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -345,11 +346,15 @@ def messages(name: str) -> list[str]:
     return told + re.findall(r"\*\*`([^`]+)`", trouble)
 
 
+def assert_quoted(texts: list[str], is_right: Callable[[str], bool], fewest: int) -> None:
+    "Assert that a page quotes at least some texts, and that each of them is right."
+    assert len(texts) >= fewest
+    assert not [text for text in texts if not is_right(text)]
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_quoted_messages_are_those_of_the_package(name: str):
-    found = messages(name)
-    assert len(found) >= 5
-    assert not [message for message in found if not is_said(message)]
+    assert_quoted(messages(name), is_said, fewest=5)
 
 
 def test_messages_of_others_are_theirs():
@@ -399,9 +404,7 @@ def exists_or_is_written(file: str) -> bool:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_named_files_exist_or_are_written(name: str):
-    found = files_named(name)
-    assert len(found) >= 3
-    assert not [file for file in found if not exists_or_is_written(file)]
+    assert_quoted(files_named(name), exists_or_is_written, fewest=3)
 
 
 def test_an_invented_file_would_be_caught():

@@ -88,6 +88,7 @@ def test_the_command_line_refuses_the_same(tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "the experiment failed, ExperimentError: parameters must be plain names" in result.stderr
+    assert "IPKernelApp" not in result.stderr
     assert page.exists() and not trap.exists() and not (tmp_path / "runs").exists()
 
 

@@ -10,13 +10,12 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN',
            'main', 'parse_value', 'UsageError', 'parse_values', 'parse_list', 'without_quotes', 'print_error',
            'report_errors', 'HelpWithFields', 'run', 'read_values', 'run_here', 'record_text', 'seeds_text',
-           'run_notebook', 'execute_notebook', 'keep_page', 'study', 'is_path', 'find_study_file', 'run_study',
-           'print_outlook', 'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines',
-           'audit', 'pack_path', 'import_', 'is_approved', 'build', 'refuse_missing', 'pack', 'book', 'figures',
-           'publish', 'confirm', 'metadata']
+           'run_notebook', 'execute_notebook', 'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file',
+           'run_study', 'print_outlook', 'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images',
+           'count_lines', 'audit', 'pack_path', 'import_', 'is_approved', 'build', 'refuse_missing', 'pack', 'book',
+           'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
-import difflib
 import json
 import os
 import re
@@ -224,12 +223,16 @@ def run_notebook(
 def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None:
     "Have papermill execute the experiment notebook; if its kernel never answered, again in a new kernel."
     import papermill
+    import zmq
+    from traitlets.config import Config
 
     from thesis_ltc.core.files import repository
 
     source = repository() / "nbs" / "experiments" / "run.ipynb"
+    encryption = "auto" if zmq.has("curve") else "disabled"   # without it ipykernel prints a notice
     # Records are on disk before the last cell ends, so the kernel may be killed: torch takes seconds to exit.
-    options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate"}
+    options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate",
+               "config": Config(KernelManager={"transport_encryption": encryption})}
     try:
         papermill.execute_notebook(str(source), str(page), values, **options)
     except RuntimeError as error:
@@ -242,19 +245,21 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
 # %% ../nbs/cli/10_cli.ipynb #keep-page
 def keep_page(values: dict[str, Any], page: Path) -> None:
     "Copy an executed notebook to the runs of its experiment, unless it lies there."
-    from thesis_ltc.core.files import repository
+    from thesis_ltc.core.files import read_json, repository
 
     runs = Path(values.get("runs") or repository() / "runs")
     if page.resolve().parent.parent == runs.resolve():
         return
-    from thesis_ltc.study.experiment import resolve  # takes seconds, so a study goes without it
-    from thesis_ltc.study.notebook import split_values
-    from thesis_ltc.study.runs import load_images
-
-    experiment = split_values(values)[0]
-    kept = runs / resolve(experiment, load_images(experiment)).id / "run.ipynb"
+    kept = runs / printed_id(read_json(page)) / "run.ipynb"
     shutil.copyfile(page, kept)
     print(f"for the book: {kept}")
+
+
+def printed_id(notebook: dict[str, Any]) -> str:
+    "The experiment's id, which an executed notebook prints in its cell tagged `experiment-id`."
+    (cell,) = [cell for cell in notebook["cells"] if "experiment-id" in cell["metadata"].get("tags", [])]
+    texts = ["".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout"]
+    return "".join(texts).split()[-1]
 
 # %% ../nbs/cli/10_cli.ipynb #study-options
 STUDY = Annotated[str, typer.Argument(
@@ -301,15 +306,15 @@ def is_path(name: str) -> bool:
 def find_study_file(name: str) -> Path:
     "The file of a study; raises ValueError naming those that there are."
     from thesis_ltc.core.files import repository
+    from thesis_ltc.core.hints import did_you_mean
     from thesis_ltc.study.definition import study_files
 
     if is_path(name) and Path(name).exists():
         return Path(name)
     known = study_files(repository() / "studies")
     if name not in known:
-        near = difflib.get_close_matches(Path(name).stem, known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no study {name}; {hint}there are: {', '.join(known)}")
+        hint = f"{did_you_mean(Path(name).stem, known)} there are: {', '.join(known)}".lstrip()
+        raise ValueError(f"there is no study {name}; {hint}")
     return known[name]
 
 # %% ../nbs/cli/10_cli.ipynb #run-study

@@ -9,13 +9,13 @@ __all__ = ['REPORT', 'MOVES', 'CONTROLS', 'ASSAY', 'HEADS', 'ROWS', 'NAMED', 'NA
 
 # %% ../../nbs/heads/70_models.ipynb #classifier-import
 import copy
-import difflib
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from ..core.hints import did_you_mean
 from ..core.streams import seeded
 from .circuit import ClosedForm, Factors, count_dense, count_masked, count_trained
 from .crnet import CRNet, map_side
@@ -140,10 +140,9 @@ def find_head(
         return head
     if head in NAMED or "|" in head:
         return parse(NAMED.get(head, head))
-    near = difflib.get_close_matches(head, HEADS, 3)
-    known = f"did you mean {' or '.join(near)}?" if near else f"heads are: {' '.join(HEADS)}"
+    hint = did_you_mean(head, HEADS, 3) or f"heads are: {' '.join(HEADS)}"
     sentence = f"{' | '.join(STAGES)}, as in {HEADS['ncp-z']!r}"
-    raise HeadError(f"no head is called {head!r}; {known} Or write {sentence}")
+    raise HeadError(f"no head is called {head!r}; {hint} Or write {sentence}")
 
 # %% ../../nbs/heads/70_models.ipynb #backbones
 class NoBackbone(nn.Module):

@@ -11,7 +11,6 @@ __all__ = ['MIX', 'REVERSED', 'SHRINKS', 'MIXES', 'SCAN_WORDS', 'REVERSE', 'PROJ
            'with_last_step', 'with_factors']
 
 # %% ../../nbs/heads/60_sentence.ipynb #sentence-import
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core.hints import did_you_mean
 from .circuit import ClosedForm, fully_connected, gru, lstm, policy
 from .crnet import kaiming
 from .readout import attention, average, every_step
@@ -204,10 +204,9 @@ def parse_word(text: str, stage: str) -> Word:
     known = STAGES[stage]
     name, _, argument = text.partition(":")
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
         words = "; ".join(f"{definition.usage(n)} {definition.meaning}" for n, definition in known.items())
-        raise HeadError(f"{text!r} is no word of the stage {stage!r}; {hint}it has: {words}")
+        hint = f"{did_you_mean(name.lower(), known)} it has: {words}".lstrip()
+        raise HeadError(f"{text!r} is no word of the stage {stage!r}; {hint}")
     definition = known[name]
     if not re.fullmatch(definition.pattern, argument) or text.endswith(":"):
         usage = definition.usage(name) + ("" if definition.example else ", and nothing after it")

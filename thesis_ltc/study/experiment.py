@@ -11,7 +11,6 @@ __all__ = ['FIELDS', 'OF_IMAGES', 'KIND_NAMES', 'POSITIVE_FIELDS', 'OF_A_CIRCUIT
 
 # %% ../../nbs/study/10_experiment.ipynb #9d689a4a
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -24,6 +23,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from ..core.hints import did_you_mean
 from ..data.imageset import ImageSet
 from ..heads.models import BACKBONES, HEADS, Classifier, classifier, find_head
 from ..heads.sentence import CIRCUITS, Sentence, with_factors
@@ -167,9 +167,8 @@ def refuse_unknown(
     "Raise ExperimentError for a name that isn't known, saying which are."
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            help_ = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
-            raise ExperimentError(f"there is no field {str(name)[:80]!r}; {help_}")
+            hint = did_you_mean(str(name), known) or f"there are: {' '.join(known)}"
+            raise ExperimentError(f"there is no field {str(name)[:80]!r}; {hint}")
 
 # %% ../../nbs/study/10_experiment.ipynb #check-ranges
 POSITIVE_FIELDS = (
