@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'OPEN', 'LEADS', 'SIZES', 'MOVE_WORDS',
-           'OUTCOMES', 'SEEDS', 'ORDER', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name',
-           'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text', 'by_direction',
-           'lead', 'claim_sentence', 'ranges_of', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence',
-           'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'probability_title',
-           'false_probability', 'false_cell', 'probability_text', 'annotated', 'annotated_claim', 'margin_text',
-           'differences_of', 'reasons_of', 'draw_primary', 'figure_text', 'scope_box', 'scope_sentences',
+           'OUTCOMES', 'TRUNK', 'SEEDS', 'ORDER', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text',
+           'metric_name', 'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence', 'signed_text',
+           'by_direction', 'lead', 'claim_sentence', 'ranges_of', 'differences_by', 'range_text', 'size_sentence',
+           'moves_sentence', 'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell', 'evidence_row',
+           'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated', 'annotated_claim',
+           'margin_text', 'differences_of', 'reasons_of', 'draw_primary', 'figure_text', 'scope_box', 'scope_sentences',
            'named_sentence']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
@@ -50,7 +50,7 @@ from ..study.intervals import Contrast
 SETS = {"covid-ct": "COVID-CT", "fashion-mnist": "Fashion-MNIST"}   # as a reader knows them
 DIFFERENCE = ("{size:.3f} {metric} on {data} ({trained}; 95 % interval {low:.3f} to {high:.3f}, "
               "{n} pairs of runs{chosen})")
-CHOSEN = "not named before the runs"   # a comparison that its study had not named before
+CHOSEN = "unplanned comparison"   # a comparison that its study had not named before
 
 
 def difference_text(evidence: Evidence) -> str:
@@ -159,6 +159,9 @@ def claim_sentence(judgement: Judgement) -> str:
     statement = statement[0].lower() + statement[1:]
     run = [one for one in judgement.evidence if one.best is not None]
     found = f" (first minus second: {joined(ranges_of(run))})" if run else ""
+    if run and judgement.verdict == UNDECIDED:
+        missing = [one.reason for one in judgement.evidence if one.answer == NOT_RUN]
+        found = "; ".join([found.removesuffix(")"), *dict.fromkeys(missing)]) + ")"
     if judgement.verdict == SUPPORTED and judgement.claim.rule == "higher":
         found = f": by {joined(ranges_of(run, '{:.3f}'.format))}"
     note = ", exploratory" if judgement.is_exploratory else ""
@@ -248,6 +251,7 @@ def judge_published(root: Path) -> tuple[list[Judgement], Studies]:
     return judge_all(read_claims(root / "studies" / "claims.yaml"), studies), studies
 
 
+TRUNK = "The frozen backbone was trained with the head {head}, which may favour such heads."
 SEEDS = ("Intervals cover seeds: initial weights, order and augmentation. They do not cover other test "
          "images, patients or splits.")
 ORDER = ("The statements are tested in a fixed order. What comes after the first undecided one is "
@@ -362,9 +366,10 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
     evidence = judgement.evidence
     run = [one for one in evidence if one.best is not None]
     lines = [html.escape(text) for text in differences_of(run) or reasons_of(evidence)]
-    deciding = [one for one in run if one.answer == CONTRADICTS and judgement.verdict == CONTRADICTED]
-    if deciding and len(deciding) < len(run):
-        lines.insert(0, f"by {html.escape(joined([place_text(one) for one in deciding]))}")
+    deciding = [one for one in evidence if one.answer == CONTRADICTS and judgement.verdict == CONTRADICTED]
+    if deciding and len(deciding) < len(evidence):
+        names = [place_text(one) if one.best else sides_of(one)[0] for one in deciding]
+        lines.insert(0, f"by {html.escape(joined(names))}")
     false = [one for one in (false_probability(one, judgement.claim.rule) for one in run) if one is not None]
     if false:
         lines.append(f"{probability_title(judgement.claim.rule)}: {range_text(false, probability_text)}")
@@ -438,16 +443,19 @@ def scope_sentences(
         if one.best is None:
             continue
         first = studies[one.comparison.study][1].iloc[0]
-        width = "full width" if first.width == 1 else f"{first.width:g} of the backbone's channels"
+        width = "full width" if first.width == 1 else f"{first.width:g} of the report's channels"
         image_sizes.add(first.image_size)
         lines.append(RUNS.format(
             place=place_text(one), train=first.train_images, test=first.test_images, side=first.image_size,
             width=width, epochs=first.last_epoch))
     if 224 not in image_sizes:
         lines.append("No published run has the report's size of 224 px, and none has the report's images.")
-    waiting = [one.claim.statement for one in judgements if one.verdict == NOT_RUN]
+    trunks = {trunk["head"]: None for one in primary.evidence if one.best is not None
+              if (trunk := studies[one.comparison.study][1].attrs.get("trunk"))}
+    lines += [TRUNK.format(head=head) for head in trunks]
+    waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements if one.verdict == NOT_RUN]
     if waiting:
-        lines.append(f"Not tested: {' '.join(waiting)}")
+        lines.append(f"Statements of the report that were not tested: {joined(waiting)}.")
     return [*lines, SEEDS, named_sentence(judgements), ORDER]
 
 
@@ -456,5 +464,5 @@ def named_sentence(judgements: Sequence[Judgement]) -> str:
     run = [found for one in judgements for found in one.evidence if found.best is not None]
     named = [f"{' against '.join(sides_of(one))} on {place_text(one)}" for one in run if one.is_named]
     if not named:
-        return "No comparison was named before its runs."
-    return f"Named before the runs: {joined(named)}. The other comparisons were not."
+        return "No comparison was planned before its runs."
+    return f"Planned before the runs: {joined(named)}. The other comparisons were not planned."

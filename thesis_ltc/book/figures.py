@@ -264,7 +264,7 @@ def draw_dot(
     axis.plot(value, place, "o", color=colour, markerfacecolor=face, markersize=size, zorder=3)
     axis.plot(ends, [place, place], "-", color=colour, linewidth=0.35 * size)
 
-
+# %% ../../nbs/book/40_figures.ipynb #scores-caption
 SCORES_CAPTION = (
     "Blue, filled: at the epoch with the lowest validation loss. Grey, open: at the last epoch. Lines: "
     "{lines}. Verdicts compare runs in pairs, so overlapping lines decide nothing.{chance}{bold}")

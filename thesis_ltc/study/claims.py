@@ -144,7 +144,7 @@ def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> 
         return judge_sizes(comparison)
     plan, records = studies.get(comparison.study, (None, None))
     if plan is None:
-        return Evidence(comparison, NOT_RUN, f"the study {comparison.study} has no records")
+        return Evidence(comparison, NOT_RUN, f"the study named {comparison.study} was not run")
     missing = missing_runs(plan, records)
     if missing:
         runs = "run of {} has" if missing == 1 else "runs of {} have"
