@@ -76,8 +76,8 @@ def _(value: Contrast) -> Cell:
 
 def signed(value: float) -> str:
     "A difference with its sign and three decimals; what rounds to zero has none."
-    text = f"{value:+.3f}"
-    return "0.000" if text in ("+0.000", "-0.000") else text
+    text = f"{value:+.3f}".replace("-", "−")   # a minus, which is no hyphen
+    return "0.000" if text in ("+0.000", "−0.000") else text
 
 
 VERDICT_WORDS = {   # of a contrast, for readers

@@ -170,9 +170,8 @@ def judge_scores(
 
     best, last = contrasts(tests=1)
     if best.n < FEWEST:
-        pairs = "pair" if best.n == 1 else "pairs"
-        count = f"{best.n} {pairs} of runs"
-        reason = f"the study {comparison.study} has {count}; a verdict needs {FEWEST}"
+        reason = (f"the study {comparison.study} has {best.n} of the {FEWEST} pairs of runs that a verdict "
+                  "needs")
         return Evidence(comparison, NOT_RUN, reason)
     answer = judge_contrasts(claim.rule, claim.value, best, last)
     if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
