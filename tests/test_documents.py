@@ -11,13 +11,16 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import thesis_ltc
 from thesis_ltc.core.files import atomic_write
@@ -683,7 +686,6 @@ def canonical(name: str) -> str:
 
 
 def test_the_lock_file_satisfies_every_range():
-    tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     wanted = [Requirement(line) for group in groups for line in group]
@@ -699,6 +701,14 @@ def test_the_lock_file_satisfies_every_range():
         assert pin.operator == "==" and fits, f"{pinned} is outside {requirement}"
     of_gpu = [pin for pin in pins if re.match("nvidia-|cuda-|triton", pin.name)]
     assert of_gpu and all("linux" in str(pin.marker) for pin in of_gpu)
+
+
+def test_the_oldest_python_can_install_every_package():
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".2"   # of Debian 12
+    wanted = {one.name: one.metadata["Requires-Python"] or "" for one in distributions()}
+    assert len(wanted) > 100
+    assert not {name: text for name, text in wanted.items() if oldest not in SpecifierSet(text)}
 
 
 if __name__ == "__main__":
