@@ -18,7 +18,7 @@ import pandas as pd
 from IPython.display import HTML
 from markdown_it import MarkdownIt
 
-from ..study.intervals import Contrast, Mean
+from ..study.intervals import FEWEST, Contrast, Mean
 
 # %% ../../nbs/book/15_markup.ipynb #cell
 class Cell(NamedTuple):
@@ -67,7 +67,8 @@ def _(value: Contrast) -> Cell:
     if value.difference is None:
         return Cell("")
     low, high = value.interval or (None, None)
-    text = f"{signed(value.difference)} {VERDICT_WORDS[value.verdict]}"
+    word = VERDICT_WORDS[value.verdict] if value.n >= FEWEST else "too few pairs"
+    text = f"{signed(value.difference)} {word}"
     if value.interval:
         text += f"<br><small>{signed(low)} to {signed(high)}</small>"
     columns = {"": value.difference, " low": low, " high": high, " verdict": value.verdict, " pairs": value.n}

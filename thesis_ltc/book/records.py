@@ -6,7 +6,8 @@
 __all__ = ['FACTORS', 'SCORES', 'SCORE_COLUMNS', 'COLUMNS', 'DEFAULTS', 'HISTORY_KEYS', 'LABELS', 'REPLICATES', 'TRUNK_COLUMNS',
            'record_row', 'load_records', 'iterate_records', 'load_histories', 'confusion_of', 'memory_curves',
            'weight_travel', 'factor_text', 'has_effect', 'follows_setting', 'varied_factors', 'head_order',
-           'comparable', 'study_records', 'is_trunk', 'by_study', 'load_results', 'with_head_names', 'find_study']
+           'comparable', 'study_records', 'is_trunk', 'by_study', 'study_titles', 'load_results', 'with_head_names',
+           'find_study']
 
 # %% ../../nbs/book/10_records.ipynb #a9048f36
 import math
@@ -21,7 +22,7 @@ import pandas as pd
 from ..heads.models import NAMED, head_name
 from ..heads.sentence import HeadError
 from ..study.experiment import OF_A_CIRCUIT, Experiment, circuit_fields
-from ..study.plan import load_plans
+from ..study.plan import load_plans, name_of
 from ..study.record import Record, RecordError, parse_record
 from ..study.shelf import Shelf, find_shelves, read_history
 from ..training.objective import SETTINGS
@@ -250,6 +251,13 @@ def by_study(
             yield plan, part
     for _, rest in records.drop(index=list(seen)).groupby("data", sort=True):
         yield None, rest
+
+
+def study_titles(plans: Iterable[dict[str, Any]]) -> dict[str, str]:
+    "A title for each plan, by its name: the study's, or the plan's own name if several have that study."
+    studies = {name_of(plan): plan["study"] for plan in plans}
+    names = list(studies.values())
+    return {name: study if names.count(study) == 1 else name for name, study in studies.items()}
 
 # %% ../../nbs/book/10_records.ipynb #load-results
 def load_results(

@@ -195,20 +195,24 @@ def spread_text(groups: list[pd.DataFrame]) -> str:
     return f"Below a mean: {' or '.join(texts)}" if texts else ""
 
 
-def legend(records: pd.DataFrame, brief: bool = False) -> str:
+def legend(
+    records: pd.DataFrame,
+    among: pd.DataFrame | None = None,   # see `leaderboard`
+    brief: bool = False,
+) -> str:
     "What the numbers are, and the marks that occur, for tables of these records, as Markdown."
     broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
     if records.empty:
         return ". ".join(broken)
-    signs = marks(records)
+    signs = marks(records if among is None else among)[records.index]
     groups, there = experiment_groups(records, signs), set("".join(signs))
     is_drawn = any(overlap(group) for group in groups)
     runs = "runs, of several seeds or draws of the split," if is_drawn else "seeds"
     scores = (f"Scores are means over n {runs} on the test images, "
               "at the epoch with the lowest validation loss")
     last = "" if brief else "; those called *last* are of the last epoch"
-    counts = ("*Parameters* counts the whole network at this size, without synapses that do not exist. The "
-              "CSV file has synapses, speed and device")
+    counts = ("*Parameters* counts what is trained in the whole network at this size, without synapses that "
+              "do not exist. The CSV file has synapses, speed and device")
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
     sentences = [scores + last, spread_text(groups), counts, *used, *broken]
     return ". ".join(filter(None, sentences)) + "."
