@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'NOT_DECIDED', 'WORDS', 'OPEN', 'LEADS', 'INCOMPLETE', 'SIZES',
-           'MOVE_WORDS', 'OUTCOMES', 'TRUNK', 'SEEDS', 'ORDER', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS',
-           'difference_text', 'metric_name', 'set_name', 'place_text', 'joined', 'primary_sentences', 'open_sentence',
-           'signed_text', 'by_direction', 'lead', 'claim_sentence', 'ranges_of', 'differences_by', 'range_text',
-           'size_sentence', 'moves_sentence', 'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell',
-           'evidence_row', 'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated',
-           'annotated_claim', 'margin_text', 'differences_of', 'reasons_of', 'draw_primary', 'figure_text', 'scope_box',
-           'scope_sentences', 'named_sentence']
+           'MOVE_WORDS', 'OUTCOMES', 'TRUNK', 'SEEDS', 'ORDER', 'WIDENED', 'ANNOTATED', 'SECTIONS', 'SCOPE', 'RUNS',
+           'REPORT_SIZE', 'REPORT_SETS', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined',
+           'primary_sentences', 'open_sentence', 'signed_text', 'by_direction', 'lead', 'claim_sentence', 'ranges_of',
+           'place_and_pairs', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence', 'move_text', 'answer',
+           'judge_published', 'sides_of', 'side_cell', 'evidence_row', 'probability_title', 'false_probability',
+           'false_cell', 'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'runs_links',
+           'differences_of', 'reasons_of', 'draw_primary', 'margins_text', 'figure_text', 'scope_box',
+           'scope_sentences', 'missing_scopes', 'named_sentence']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
@@ -28,7 +29,7 @@ from .figures import draw_interval
 from .markup import Cell
 from .records import by_study, load_results
 from .style import GREY
-from .tables import NAMES, page_link, records_link
+from .tables import NAMES, ROOT, page_link, records_link
 from thesis_ltc.study.claims import (
     CONTRADICTED,
     CONTRADICTS,
@@ -172,9 +173,14 @@ def claim_sentence(judgement: Judgement) -> str:
 
 
 def ranges_of(evidence: Sequence[Evidence], number: Callable[[float], str] = markup.signed) -> list[str]:
-    "Differences at the best epoch, lowest and highest for each image set and metric."
-    groups = differences_by(evidence, set_name)
+    "Differences at the best epoch, lowest and highest for each metric, image set, training and n."
+    groups = differences_by(evidence, place_and_pairs)
     return [f"{range_text(values, number)} {metric} on {place}" for (metric, place), values in groups.items()]
+
+
+def place_and_pairs(evidence: Evidence) -> str:
+    "Where a comparison was made, and with how many pairs of runs."
+    return f"{set_name(evidence)} ({evidence.trained}, n = {evidence.best.n})"
 
 
 def differences_by(
@@ -222,7 +228,9 @@ def moves_sentence(judgements: Sequence[Judgement]) -> str:
         names = [move_text(one) for one in judgements if one.verdict == verdict]
         parts += [words.format(names=joined(names))] if names else []
     note = " (exploratory)" if any(one.is_exploratory for one in judgements) else ""
-    return f"Of what the report proposes next{note}, {', and '.join(parts)}." if parts else ""
+    run = [found for one in judgements for found in one.evidence if found.best is not None]
+    ranges = f" (differences: {joined(ranges_of(run))})" if run else ""
+    return f"Of what the report proposes next{note}, {', and '.join(parts)}{ranges}." if parts else ""
 
 
 def move_text(judgement: Judgement) -> str:
@@ -291,14 +299,19 @@ def evidence_row(evidence: Evidence, studies: Studies, rule: str) -> dict[str, A
     first, second = (side_cell(side, evidence, studies) for side in sides_of(evidence))
     row: dict[str, Any] = {"A": first, "B": second}
     if evidence.best is None:
-        return row | {"data, metric": "", "A − B, best epoch": "", "A − B, last epoch": "", "pairs": "",
+        where = ", ".join(f"{name} {value}" for name, value in evidence.comparison.where.items())
+        return row | {"data, metric": where, "A − B, best epoch": "", "A − B, last epoch": "", "pairs": "",
                       probability_title(rule): "",
                       "the statement": f"{VERDICTS[evidence.answer]}: {evidence.reason}"}
     where = f"{place_text(evidence)}, {metric_name(evidence)}"
     return row | {
         "data, metric": where if evidence.is_named else f"{where}; {CHOSEN}",
         "A − B, best epoch": evidence.best, "A − B, last epoch": evidence.last, "pairs": evidence.best.n,
-        probability_title(rule): false_cell(evidence, rule), "the statement": VERDICTS[evidence.answer]}
+        probability_title(rule): false_cell(evidence, rule),
+        "the statement": f"{VERDICTS[evidence.answer]}{WIDENED * evidence.is_widened}"}
+
+
+WIDENED = ", since the interval is widened"   # a comparison that the 95 % interval would have decided
 
 # %% ../../nbs/book/42_answer.ipynb #false-probability
 def probability_title(rule: str) -> str:
@@ -330,7 +343,7 @@ def probability_text(probability: float) -> str:
     return f"{probability:.2f}"
 
 # %% ../../nbs/book/42_answer.ipynb #annotated
-ANNOTATED = """<div class="thesis-claim" id="{name}"><p>{statement}{primary}</p>
+ANNOTATED = """<div class="thesis-claim" id="{name}"><p>{number}. {statement}{primary}</p>
 <aside>{badge}{exploratory}{margin}</aside><div class="all">{table}</div></div>"""
 SECTIONS = {   # of the report
     "2.1": ": Feature extractor", "2.2": ": Classification layers", "6": ": Analysis", "7": ": Next moves"}
@@ -340,14 +353,16 @@ def annotated(judgements: Sequence[Judgement], studies: Studies) -> HTML:
     "The report, statement by statement; the section of the primary statement comes first."
     parts: dict[str, list[str]] = {}
     first = [one.claim.section for one in judgements if one.claim.primary]
-    for one in sorted(judgements, key=lambda one: (one.claim.section not in first, one.claim.section,
-                                                   not one.claim.primary)):
-        parts.setdefault(one.claim.section, []).append(annotated_claim(one, studies))
-    return HTML("".join(f"<h3>Section {section} of the report{SECTIONS.get(section, '')}</h3>{''.join(texts)}"
-                        for section, texts in parts.items()))
+    order = {one.claim.name: number for number, one in enumerate(judgements, 1)}   # of the tests
+    for one in sorted(judgements, key=lambda one: (
+            not one.claim.is_of_report, one.claim.section not in first, one.claim.section)):
+        heading = f"Section {one.claim.section} of the report{SECTIONS.get(one.claim.section, '')}"
+        part = parts.setdefault(heading if one.claim.is_of_report else html.escape(one.claim.section), [])
+        part.append(annotated_claim(one, studies, order[one.claim.name]))
+    return HTML("".join(f"<h3>{heading}</h3>{''.join(texts)}" for heading, texts in parts.items()))
 
 
-def annotated_claim(judgement: Judgement, studies: Studies) -> str:
+def annotated_claim(judgement: Judgement, studies: Studies, number: int) -> str:
     "A statement with its comparisons, and its verdict in the margin."
     claim = judgement.claim
     table = f"<p><small>{html.escape(claim.untestable)}</small></p>"
@@ -358,7 +373,7 @@ def annotated_claim(judgement: Judgement, studies: Studies) -> str:
         count = "1 comparison" if len(rows) == 1 else f"{len(rows)} comparisons"
         table = markup.fold(count, markup.show_table(rows, f"claim-{claim.name}")).data
     return ANNOTATED.format(
-        name=claim.name, statement=html.escape(claim.statement), table=table,
+        name=claim.name, number=number, statement=html.escape(claim.statement), table=table,
         primary=" <strong>The primary comparison.</strong>" if claim.primary else "",
         badge=markup.badge(judgement.verdict), margin=margin_text(judgement, studies),
         exploratory="<br><small>exploratory</small>" if judgement.is_exploratory else "")
@@ -376,11 +391,17 @@ def margin_text(judgement: Judgement, studies: Studies) -> str:
     false = [one for one in (false_probability(one, judgement.claim.rule) for one in run) if one is not None]
     if false:
         lines.append(f"{probability_title(judgement.claim.rule)}: {range_text(false, probability_text)}")
-    names = dict.fromkeys(one.comparison.study for one in run if one.comparison.study in studies)
-    pages = {name: records_link(studies[name][1].iloc[0]) for name in names}
-    links = [page_link(page.partition("#")[0], name) for name, page in pages.items() if page]
-    lines += [f"runs: {', '.join(links)}"] if links else []
+    links = runs_links(judgement, studies)
+    lines += [f"runs: {links}"] if links else []
     return "".join(f"<br><small>{line}</small>" for line in lines)
+
+
+def runs_links(judgement: Judgement, studies: Studies, root: str = ROOT) -> str:
+    "Links to the runs that judge a claim, as HTML; `root` leads to the book's root."
+    run = [one.comparison.study for one in judgement.evidence if one.best is not None]
+    pages = {name: records_link(studies[name][1].iloc[0]) for name in dict.fromkeys(run) if name in studies}
+    links = [page_link(page.partition("#")[0], name, root) for name, page in pages.items() if page]
+    return ", ".join(links)
 
 # %% ../../nbs/book/42_answer.ipynb #margin-lines
 def differences_of(evidence: Sequence[Evidence]) -> list[str]:
@@ -418,6 +439,12 @@ def draw_primary(judgement: Judgement) -> Figure:
     return figure
 
 
+def margins_text(judgement: Judgement) -> str:
+    "The margin of each metric of a claim's comparisons."
+    run = [one for one in judgement.evidence if one.best is not None]
+    return joined([f"{one.margin:g} {metric_name(one)}" for one in run])
+
+
 def figure_text(judgement: Judgement) -> str:
     "What the figure shows, for those who can't see it."
     signed = markup.signed
@@ -441,31 +468,44 @@ def scope_sentences(
     primary: Judgement, judgements: Sequence[Judgement], studies: Studies,
 ) -> list[str]:
     "Of what size the runs of the primary comparison were, and what of the report was not tested."
-    lines, image_sizes = [], set()
+    lines = []
     for one in primary.evidence:
         if one.best is None:
             continue
         first = studies[one.comparison.study][1].iloc[0]
         width = "full width" if first.width == 1 else f"{first.width:g} of the report's channels"
-        image_sizes.add(first.image_size)
+
         lines.append(RUNS.format(
             place=place_text(one), train=first.train_images, test=first.test_images, side=first.image_size,
             width=width, epochs=first.last_epoch))
-    if 224 not in image_sizes:
-        lines.append("No published run has the report's size of 224 px, and none has the report's images.")
+    lines += missing_scopes([part for _, part in studies.values()])
     trunks = {trunk["head"]: None for one in primary.evidence if one.best is not None
               if (trunk := studies[one.comparison.study][1].attrs.get("trunk"))}
     lines += [TRUNK.format(head=head) for head in trunks]
-    waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements if one.verdict == NOT_RUN]
+    waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements
+               if one.verdict == NOT_RUN and one.claim.is_of_report]
     if waiting:
         lines.append(f"Statements of the report that were not tested: {joined(waiting)}.")
-    return [*lines, SEEDS, named_sentence(judgements), ORDER]
+    return [*lines, SEEDS, named_sentence(primary), ORDER]
 
 
-def named_sentence(judgements: Sequence[Judgement]) -> str:
-    "Which comparisons of the claims were named before their runs."
-    run = [found for one in judgements for found in one.evidence if found.best is not None]
-    named = [f"{' against '.join(sides_of(one))} on {place_text(one)}" for one in run if one.is_named]
-    if not named:
-        return "No comparison was planned before its runs."
-    return f"Planned before the runs: {joined(named)}. The other comparisons were not planned."
+REPORT_SIZE, REPORT_SETS = 224, ("covid-3100",)   # of its images, and the recipe that builds them
+
+
+def missing_scopes(parts: Sequence[pd.DataFrame]) -> list[str]:
+    "What of the report no run of some studies has: its size, its images."
+    has_size = any((part.image_size == REPORT_SIZE).any() for part in parts)
+    has_images = any(part.data.isin(REPORT_SETS).any() for part in parts)
+    missing = [] if has_size else [f"the report's size of {REPORT_SIZE} px"]
+    missing += [] if has_images else ["the report's images"]
+    return [f"No published run has {' or '.join(missing)}."] if missing else []
+
+
+def named_sentence(primary: Judgement) -> str:
+    "On which images the comparison of circuit and layer was named before its runs."
+    run = [one for one in primary.evidence if one.best is not None]
+    named = [place_text(one) for one in run if one.is_named]
+    if len(named) == len(run):
+        return "The comparison of circuit and layer on the same map was planned before all of its runs."
+    where = f"only on {joined(named)}" if named else "nowhere"
+    return f"The comparison of circuit and layer on the same map was planned before its runs {where}."

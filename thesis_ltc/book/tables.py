@@ -77,10 +77,14 @@ def records_link(record: pd.Series) -> str | None:
 ROOT = "../../"   # from a page in nbs/<wing>/ to the book's root
 
 
-def page_link(address: str | None, text: str) -> str:
-    "Return a text as a link to an address below the book's root, as HTML; without an address, the text."
+def page_link(
+    address: str | None,   # below the book's root
+    text: str,
+    root: str = ROOT,      # from the page that has the link
+) -> str:
+    "Return a text as a link, as HTML; without an address, the text."
     name = html.escape(text)
-    return f'<a href="{ROOT}{html.escape(address)}">{name}</a>' if address else name
+    return f'<a href="{root}{html.escape(address)}">{name}</a>' if address else name
 
 
 def head_cell(record: pd.Series, mark: str = "") -> Cell:

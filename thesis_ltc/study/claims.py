@@ -48,7 +48,7 @@ class Claim:
     "A statement of the report, and what judges it."
 
     name: str
-    section: str                  # of the report
+    section: str                  # of the report: a number; else a heading for statements of one's own
     statement: str                # in our words
     rule: str = ""
     every: bool = True            # about all comparisons, or about at least one
@@ -56,6 +56,11 @@ class Claim:
     comparisons: tuple[Comparison, ...] = ()
     primary: bool = False         # the question of the thesis
     untestable: str = ""          # why no run here can judge it
+
+    @property
+    def is_of_report(self) -> bool:
+        "Whether the report says it; else a reader of this book added it."
+        return self.section[:1].isdigit()
 
     @property
     def decisive(self) -> str:
@@ -136,6 +141,7 @@ class Evidence(NamedTuple):
     trained: str = ""               # what was trained: heads on a frozen backbone, or whole networks
     ranking: Ranking | None = None  # both sides, test image by test image; None without predictions
     is_named: bool = True           # its study named it before its runs
+    is_widened: bool = False        # the 95 % interval would have decided its claim, the wider one did not
 
 
 def judge_comparison(claim: Claim, comparison: Comparison, studies: Studies) -> Evidence:
@@ -173,13 +179,14 @@ def judge_scores(
         reason = (f"the study {comparison.study} has {best.n} of the {FEWEST} pairs of runs that a verdict "
                   "needs")
         return Evidence(comparison, NOT_RUN, reason)
-    answer = judge_contrasts(claim.rule, claim.value, best, last)
-    if answer == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
+    plain = answer = judge_contrasts(claim.rule, claim.value, best, last)
+    if plain == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
         answer = judge_contrasts(claim.rule, claim.value, *contrasts(tests=len(claim.comparisons)))
     trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
     data, named = records.data.iloc[0], is_named(plan, comparison.pair, metric)
-    return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking, named)
+    return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking, named,
+                    is_widened=answer != plain)
 
 
 def is_named(plan: Mapping[str, Any], pair: Any, metric: str) -> bool:
