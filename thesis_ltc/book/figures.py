@@ -29,7 +29,7 @@ from .tables import NAMES, contrasts
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess
 from ..data.imageset import ImageSet
-from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, Mean, mean_of, overlap
+from ..study.intervals import EQUAL, FEWEST_FOR_INTERVAL, Contrast, Mean, mean_of, overlap
 
 # %% ../../nbs/book/40_figures.ipynb #notpublishable
 class NotPublishable(ValueError):
@@ -284,7 +284,7 @@ def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
         bold=" Bold: the primary comparison." if is_bold else "")
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
-VERDICT_COLOURS = {"better": GREEN, "equal within the margin": "black", "undecided": GREY, "worse": ORANGE}
+VERDICT_COLOURS = {"better": GREEN, EQUAL: "black", "undecided": GREY, "worse": ORANGE}
 AGAINST = ("Lines are 95 % intervals. Inside the grey margin: equal. Otherwise, excluding zero: higher or "
            "lower. Otherwise: undecided.")
 EPOCH_TITLES = {"best": "at the best epoch by validation", "last": "at the last epoch"}

@@ -18,7 +18,7 @@ import pandas as pd
 from IPython.display import HTML
 from markdown_it import MarkdownIt
 
-from ..study.intervals import FEWEST, Contrast, Mean
+from ..study.intervals import EQUAL, FEWEST, Contrast, Mean
 
 # %% ../../nbs/book/15_markup.ipynb #cell
 class Cell(NamedTuple):
@@ -82,7 +82,7 @@ def signed(value: float) -> str:
 
 
 VERDICT_WORDS = {   # of a contrast, for readers
-    "better": "higher", "worse": "lower", "equal within the margin": "equal", "undecided": "undecided"}
+    "better": "higher", "worse": "lower", EQUAL: "equal", "undecided": "undecided"}
 
 # %% ../../nbs/book/15_markup.ipynb #rendered
 MARKDOWN = MarkdownIt().enable("table")
