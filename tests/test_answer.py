@@ -14,7 +14,7 @@ from thesis_ltc.study.record import record_line
 from thesis_ltc.study.shelf import Shelf, publish
 
 ROOT = repository()
-STUDIES = {"controls": ("controls", "auc"), "fashion-mnist": ("fashion-mnist-3573b5e3", "accuracy")}
+STUDIES = {"controls": "auc", "end-to-end": "auc", "fashion-mnist-3573b5e3": "accuracy"}   # their metrics
 SEEDS = range(8)
 HISTORY = "epoch,train_loss,val_loss,train_accuracy,val_accuracy\n1,1.0,1.0,0.5,0.5\n"
 # Circuit minus layer at the best and at the last epoch: the mean, and how much it varies over seeds.
@@ -37,23 +37,28 @@ def with_scores(record, metric, best, last, seed):
 
 def publish_study(name, kind, results, folder):
     "Publish a study in which the circuit differs from the layer as a kind says, as a reader would."
-    shelf, metric = Shelf(ROOT / "results" / STUDIES[name][0]), STUDIES[name][1]
-    first = {}
+    shelf, metric, first = Shelf(ROOT / "results" / name), STUDIES[name], {}
+    plan = read_json(shelf.folder / "plan.json")
     for record in shelf.records():
-        first.setdefault(record.experiment["head"], record)
-    for head in ("ncp-z", "z-fc"):
-        for seed in SEEDS:
-            shifts = [mean + spread * (seed % 2 - 0.5) for mean, spread in KINDS[kind]]
-            best, last = (0.7 + shift * (head == "ncp-z") for shift in shifts)
-            made = with_scores(first[head], metric, best, last, seed)
-            place = folder / made.id / f"seed{seed}"
-            atomic_write(place / "record.json", record_line(made))
-            atomic_write(place / "history.csv", HISTORY)
+        if f"{record.id}/seed{record.seed}" == plan.get("trunk"):
+            write_run(record, folder)
+        else:
+            first.setdefault(record.experiment["head"], record)
+    for head, seed in itertools.product(("ncp-z", "z-fc"), SEEDS):
+        shifts = [mean + spread * (seed % 2 - 0.5) for mean, spread in KINDS[kind]]
+        best, last = (0.7 + shift * (head == "ncp-z") for shift in shifts)
+        write_run(with_scores(first[head], metric, best, last, seed), folder)
     cells = [{"id": first[head].id, "seeds": list(SEEDS), "head": head, "varied": {"head": head}}
              for head in ("ncp-z", "z-fc")]
-    plan = read_json(shelf.folder / "plan.json") | {"cells": cells, "trunk": None, "overrides": {}}
-    write_json(folder / f"{name}.plan.json", plan)
+    write_json(folder / f"{name}.plan.json", plan | {"cells": cells, "overrides": {}})
     publish(load_plans(folder)[0], results)
+
+
+def write_run(record, folder):
+    "Write a run as training leaves it."
+    place = folder / record.id / f"seed{record.seed}"
+    atomic_write(place / "record.json", record_line(record))
+    atomic_write(place / "history.csv", HISTORY)
 
 
 @pytest.fixture(scope="module")
@@ -68,60 +73,77 @@ def shelves(tmp_path_factory):
     return made
 
 
-def repository_of(folder, shelves, **kinds):
-    "A repository with the claims and some published studies."
+def repository_of(folder, shelves, *kinds):
+    "A repository with the claims, and the published studies of some kinds, in the order of STUDIES."
     (folder / "results").mkdir(parents=True)
     (folder / "studies").mkdir()
     shutil.copy(ROOT / "studies" / "claims.yaml", folder / "studies" / "claims.yaml")
-    for name, kind in kinds.items():
-        name = name.replace("_", "-")
+    for name, kind in zip(STUDIES, kinds, strict=False):
         if KINDS[kind] is not None:
             shutil.copytree(shelves[name, kind], folder / "results" / name)
     return folder
 
 
-def decided(kind):
-    return kind in ("lower", "higher", "equal")
+PLACES = ("COVID-CT (frozen backbone", "COVID-CT (whole network trained",
+          "Fashion-MNIST (whole network trained")
+WORDS = {"lower": "No.", "higher": "Yes, and better.", "equal": "Yes."}
 
 
-@pytest.mark.parametrize("first, second", [*itertools.product(KINDS, KINDS)])
-def test_every_combination_of_verdicts_is_answered(first, second, shelves, tmp_path):
-    root = repository_of(tmp_path / "r", shelves, controls=first, fashion_mnist=second)
-    judgements, studies = answer.judge_published(root)
+def first_words(kinds):
+    "What the answer must begin with."
+    directions = {kind for kind in kinds if kind in WORDS}
+    if not directions:
+        return "No answer yet." if set(kinds) == {"missing"} else "Not decided."
+    if len(directions) > 1:
+        frozen, whole, clothes = (kind if kind in WORDS else None for kind in kinds)
+        if frozen == whole or None in (frozen, whole):
+            return "It depends on the images."
+        return "It depends on " + ("what is trained." if whole == clothes or not clothes else
+                                   "the images and on what is trained.")
+    word = WORDS[directions.pop()]
+    return word if word == "No." or {*kinds} <= {*WORDS} else f"So far, {word.lower()}"
+
+
+@pytest.mark.parametrize("kinds", [*itertools.product(KINDS, ("missing", "lower", "equal"), KINDS)])
+def test_every_combination_of_verdicts_is_answered(kinds, shelves, tmp_path):
+    judgements, _ = answer.judge_published(repository_of(tmp_path / "r", shelves, *kinds))
     sentences = answer.answer(judgements)
-    text = " ".join(sentences)
-    kinds = {first, second}
-    starts = {"lower": "**No.**", "higher": "**Yes, and better.**", "equal": "**Yes.**"}
-    found = {kind for kind in kinds if decided(kind)}
-    if len(found) > 1:
-        assert text.startswith("**It depends on the images.**")
-    elif found:
-        assert text.startswith(starts[found.pop()])
-    else:
-        assert text.startswith("**No answer yet.**" if kinds == {"missing"} else "**Not decided.**")
-    assert len(sentences) <= 5
-    assert ("COVID-CT" in text) == (first != "missing")
-    assert ("Fashion-MNIST" in text) == (second != "missing")
-    primary = judgements[0]
+    assert sentences[0].startswith(f"**{first_words(kinds)}**") and len(sentences) <= 5
+    said = " ".join(sentences[:2])
+    for place, kind in zip(PLACES, kinds, strict=True):
+        assert (place in said) == (kind != "missing")
+    for name, kind in zip(STUDIES, kinds, strict=True):
+        is_said = f"the study named {name} was not run" in said.lower()
+        assert is_said == (kind == "missing" and {*kinds} != {"missing"})
     answers = {"lower": "contradicts", "higher": "contradicts", "equal": "supports", "open": "undecided",
                "one epoch": "undecided", "missing": "not run"}
-    found = {one.comparison.study: one.answer for one in primary.evidence}
-    assert found == {"controls": answers[first], "fashion-mnist": answers[second], "end-to-end": "not run"}
+    found = {one.comparison.study: one.answer for one in judgements[0].evidence}
+    assert found == {name: answers[kind] for name, kind in zip(STUDIES, kinds, strict=True)}
 
 
-@pytest.mark.parametrize("first, second", [("lower", "equal"), ("open", "missing"), ("missing", "missing")])
-def test_pages_are_rendered_from_any_shelf(first, second, shelves, tmp_path):
-    root = repository_of(tmp_path / "r", shelves, controls=first, fashion_mnist=second)
-    judgements, studies = answer.judge_published(root)
+@pytest.mark.parametrize("kinds", [
+    ("lower", "equal", "equal"), ("open", "missing", "missing"), ("missing", "missing", "missing")])
+def test_pages_are_rendered_from_any_shelf(kinds, shelves, tmp_path):
+    judgements, studies = answer.judge_published(repository_of(tmp_path / "r", shelves, *kinds))
     page = answer.annotated(judgements, studies).data
     assert page.count('class="thesis-claim"') == len(judgements) and "not run" in page
-    primary = judgements[0]
-    if first != "missing":
-        box = answer.scope_box(primary, judgements, studies).data
-        assert "203 test images of 136 px" in box and ("2,000 test images" in box) == (second != "missing")
-        figure = answer.draw_primary(primary)
-        assert len(figure.axes[0].texts) == 1 + (second != "missing")
-        plt.close(figure)
+    count = 3 - kinds.count("missing")
+    if not count:
+        return
+    box = answer.scope_box(judgements[0], judgements, studies).data
+    assert "203 test images of 136 px" in box and ("2,000 test images" in box) == (kinds[2] != "missing")
+    figure = answer.draw_primary(judgements[0])
+    dots = [float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"]
+    means = [mean for kind in kinds if KINDS[kind] for mean, _ in KINDS[kind]]
+    assert len(figure.axes[0].texts) == count and dots == pytest.approx(means, abs=1e-9)
+    plt.close(figure)
+
+
+def test_another_version_of_a_study_is_no_evidence(shelves, tmp_path):
+    root = repository_of(tmp_path / "r", shelves, "lower", "equal", "equal")
+    before = answer.answer(answer.judge_published(root)[0])
+    shutil.copytree(shelves["controls", "higher"], root / "results" / "controls-00000000")
+    assert answer.answer(answer.judge_published(root)[0]) == before
 
 
 def test_without_a_published_study_the_page_says_how_to_get_one(shelves, tmp_path):
@@ -137,9 +159,9 @@ def test_a_run_of_a_reader_is_no_evidence(shelves, tmp_path):
 
 
 def test_a_study_with_a_missing_run_is_no_evidence(shelves, tmp_path):
-    root = repository_of(tmp_path / "r", shelves, controls="lower")
+    root = repository_of(tmp_path / "r", shelves, "lower")
     lines = root / "results" / "controls" / "records.jsonl"
-    atomic_write(lines, "".join(lines.read_text().splitlines(keepends=True)[1:]))
+    atomic_write(lines, "".join(lines.read_text().splitlines(keepends=True)[:-1]))
     judgements, _ = answer.judge_published(root)
     assert judgements[0].verdict == "not run"
     assert judgements[0].evidence[0].reason == "1 planned run of controls has no record"
