@@ -37,7 +37,8 @@ def record_table(
         for when in ("best", "last"):
             row[f"{when} epoch"] = int(run[f"{when}_epoch"])
             row |= {f"{NAMES[score]}, {when}": run[f"{when}_test_{score}"] for score in RUN_SCORES}
-        rows.append(row | {"commit": Cell(f"<code>{run.commit[:7]}</code>", "", {"": run.commit})})
+        commit = run.commit or ""   # the package may have been installed without a repository
+        rows.append(row | {"commit": Cell(f"<code>{commit[:7]}</code>" if commit else "", "", {"": commit})})
         anchors.append(run.id if run.id not in anchors else "")
     return pd.DataFrame(rows), anchors
 

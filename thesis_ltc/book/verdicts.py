@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'DIFFERENT', 'BOTH', 'ONE', 'NEVER', 'FEW', 'SENTENCES', 'NUMBERS', 'EQUALITY', 'VERDICT_TITLES',
-           'study_question', 'fixed_sentence', 'difference_sentences', 'unusual_values', 'applies_to', 'trunk_sentence',
-           'Verdict', 'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding', 'finding_parts',
-           'range_sentence', 'baseline_text', 'majority_baseline', 'one_class_sentence', 'is_planned', 'design',
-           'how_to_run']
+           'study_question', 'escaped', 'fixed_sentence', 'difference_sentences', 'unusual_values', 'applies_to',
+           'trunk_sentence', 'Verdict', 'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding',
+           'finding_parts', 'range_sentence', 'baseline_text', 'majority_baseline', 'one_class_sentence', 'is_planned',
+           'design', 'how_to_run']
 
 # %% ../../nbs/book/30_verdicts.ipynb #imports
+import html
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -36,7 +37,12 @@ def study_question(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     overrides = plan.get("overrides") or {}
     changes = ", ".join(f"{name} {value}" for name, value in overrides.items() if name != "folder")
     changed = f" (changed by its command: {changes})" if changes else ""
-    return f"**Study {plan['study']}**, on {data}{changed}. {plan['question']}"
+    return f"**Study {plan['study']}**, on {escaped(data + changed)}. {escaped(plan['question'])}"
+
+
+def escaped(text: str) -> str:
+    "Return a text of a reader's file as Markdown without HTML."
+    return html.escape(text, quote=False)
 
 # %% ../../nbs/book/30_verdicts.ipynb #fixed-values
 MACHINE = ("device", "threads", "precision", "memory_format")
@@ -275,7 +281,7 @@ def design(plan: dict[str, Any], part: pd.DataFrame) -> str:
     "Return what a study asks, expects and fixes, as Markdown."
     margin = plan["margin"]
     matters = f"A difference of {margin['value']:g} in {NAMES[margin['metric']]} would matter."
-    expected = f"*Expected:* {plan['hypothesis']} {matters}"
+    expected = f"*Expected:* {escaped(plan['hypothesis'])} {matters}"
     return "\n\n".join([study_question(plan, part), expected, fixed_sentence(plan, part)])
 
 
