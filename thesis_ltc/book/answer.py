@@ -117,7 +117,7 @@ def number_of(direction: str) -> Callable[[Evidence], str]:
     "How a difference is written: without a sign where the sentence says which side is higher."
     return signed_difference if direction == "equal" else difference_text
 
-
+# %% ../../nbs/book/42_answer.ipynb #rest
 OPEN = ("on {place} nothing is decided: circuit minus layer is {best} {metric} at the epoch with the lowest "
         "validation loss and {last} at the last epoch (95 % intervals, n = {n}){why}")
 DISAGREE = ", and a difference counts only if both epochs agree"
