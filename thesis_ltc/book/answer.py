@@ -89,7 +89,7 @@ def joined(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else ""
 
 # %% ../../nbs/book/42_answer.ipynb #primary
-SIDES = "a circuit that scans the channels", "one fully connected layer on the same shrunk map"
+SIDES = "a circuit that reads the map channel by channel", "one fully connected layer on the same shrunk map"
 NO_ANSWER = ("**No answer yet.** No complete study compares {first} with {second}; "
              "`thesis-ltc study controls` runs one.")
 WORDS = {"lower": "lower than {second}: by", "higher": "higher than {second}: by",
@@ -198,7 +198,7 @@ def dependence(groups: Mapping[str, list[Evidence]]) -> str:
 LEADS = {   # before a statement of the report
     SUPPORTED: "As the report says,", CONTRADICTED: "The records contradict the report's statement that",
     UNDECIDED: "The records do not decide whether", NOT_RUN: "It was not tested whether"}
-INCOMPLETE = "As far as there are enough runs, the records support that"   # some comparisons were not run
+INCOMPLETE = "Where there are enough runs, the records support that"   # some comparisons were not run
 
 
 def claim_sentence(judgement: Judgement) -> str:
