@@ -29,7 +29,7 @@ from .dependencies import key_of, page_environment
 from .docstrings import document_parameters
 from .pictures import unexplained
 from .record_pages import collect_records
-from ..core.processes import child_process
+from ..core.processes import child_process, usable_cores
 from ..core.provenance import commit
 
 # %% ../../nbs/book/60_build.ipynb #configure
@@ -37,7 +37,7 @@ def configure(app: Any, config: Any) -> None:
     "Let `read_page` read notebooks, and let pages be read side by side."
     reader = ["thesis_ltc.book.dependencies.read_page", {"root": str(app.srcdir)}, False]
     config.nb_custom_formats = {".ipynb": reader}
-    app.parallel = os.cpu_count() or 1
+    app.parallel = usable_cores()
 
 
 def allow_parallel_reading(app: Any) -> None:

@@ -28,6 +28,7 @@ from nbformat import NotebookNode
 from .dependencies import EXECUTED, page_environment, read_page
 from .kernels import fork_kernels, warm_up
 from ..core.files import repository
+from ..core.processes import usable_cores
 
 # %% ../../nbs/book/58_execution.ipynb #open-cache
 CACHE = Path("_build") / ".jupyter_cache"   # below the repository, where Jupyter Book has it
@@ -140,7 +141,7 @@ async def execute_all(
     root: Path, pages: dict[Path, NotebookNode], cache: JupyterCacheBase, report: OnExecuted,
 ) -> list[Execution]:
     "Execute pages side by side, in this order, and store them in the cache."
-    free = asyncio.Semaphore(min(os.cpu_count() or 1, 8))
+    free = asyncio.Semaphore(min(usable_cores(), 8))
     done: list[Execution] = []
 
     async def execute_one(path: Path, page: NotebookNode) -> None:

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..core.processes import usable_cores
+
 # %% ../../nbs/data/15_decode.ipynb #unreadableimage
 PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -178,7 +180,7 @@ def decode_files(
         images[row, 0] = resize(picture, size)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         outcomes = with_progress(pool.map(fill, range(len(paths))), len(paths), "decoding")
         reasons = {row: reason for row, reason in enumerate(outcomes) if reason is not None}
     if reasons:

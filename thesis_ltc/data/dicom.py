@@ -7,7 +7,6 @@ __all__ = ['NOT_DICOM', 'PLACE', 'SHARED', 'series_files', 'DicomSlice', 'check_
            'shared_value', 'check_series', 'series_affine', 'read_series', 'read_dicom', 'write_slice', 'write_series']
 
 # %% ../../nbs/data/46_dicom.ipynb #dicom-imports
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.processes import usable_cores
 from .volumes import MIN_UPRIGHT, Volume, VolumeError, oriented
 
 # %% ../../nbs/data/46_dicom.ipynb #series-files
@@ -139,7 +139,7 @@ def read_series(folder: Path) -> Volume:
     if (same := np.flatnonzero(steps < 1e-3)).size:
         one, other = slices[same[0]].path, slices[same[0] + 1].path.name
         raise VolumeError(f"{one} and {other} lie at the same place; expected one slice for each")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         array = np.stack(list(pool.map(hounsfield_units, [one.path for one in slices]))).transpose(2, 1, 0)
     affine = series_affine(slices, float(np.median(steps)))
     patient = str(slices[0].dataset.get("PatientID") or "").strip()

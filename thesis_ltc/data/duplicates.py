@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.files import cache_folder, read_json, write_json
+from ..core.processes import usable_cores
 from ..core.provenance import digest
 from .decode import resize, weights
 from .imageset import ImageSet
@@ -130,7 +131,7 @@ def spectrum(images: np.ndarray) -> np.ndarray:
     "Fourier transform of real images, on all cores."
     from scipy.fft import rfft2
 
-    return rfft2(images, workers=os.cpu_count())
+    return rfft2(images, workers=usable_cores())
 
 # %% ../../nbs/data/62_duplicates.ipynb #shifted-products-2
 def shifted_products(
@@ -140,7 +141,7 @@ def shifted_products(
     "For each shift s the sum over p of first(p) * second(p + s)."
     from scipy.fft import irfft2
 
-    products = irfft2(np.conj(first) * second, (FINE_SIDE, FINE_SIDE), workers=os.cpu_count())
+    products = irfft2(np.conj(first) * second, (FINE_SIDE, FINE_SIDE), workers=usable_cores())
     return products[:, SHIFTS][:, :, SHIFTS]
 
 # %% ../../nbs/data/62_duplicates.ipynb #fine-correlations

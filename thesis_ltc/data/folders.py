@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..core.files import file_sha256
+from ..core.processes import usable_cores
 from .decode import SUFFIXES, UnreadableImage, read_grey, refuse_file, with_progress
 from .imageset import SPLITS
 
@@ -514,7 +515,7 @@ def preview(
 ) -> list[str]:
     "Lines that say how a folder was read, and what looks wrong; every file is decoded, on all cores."
     files = [found.place / picture.file for picture in found.pictures]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         inspections = list(with_progress(pool.map(inspect_file, files), len(files), "reading"))
     return [
         *folder_summary(found, [seen.kind for seen in inspections if seen.kind], licence),

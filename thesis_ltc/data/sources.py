@@ -29,6 +29,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..core.files import cache_folder, file_sha256, read_json
+from ..core.processes import usable_cores
 from ..core.provenance import digest
 from ..core.streams import generator, key
 from .decode import decode_files, decode_probes
@@ -281,7 +282,7 @@ def files_fingerprint(
 ) -> list[tuple[str, str | None]]:   # each with the SHA-256 of its content, or None
     "What a reader's files hold, read on all cores."
     files = list(files)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         hashes = pool.map(lambda file: sha256_or_none(folder / file), files)
         return list(zip(files, hashes, strict=True))
 

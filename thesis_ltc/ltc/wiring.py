@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAN_LAYERS', 'WiringError', 'freeze', 'check_layers', 'check_synapses', 'Wiring', 'synapse_list', 'from_ncps',
-           'FixedWiring', 'check_policy', 'ncp']
+           'FixedWiring', 'pack_wiring', 'unpack_wiring', 'wiring_difference', 'ends_of', 'check_policy', 'ncp']
 
 # %% ../../nbs/ltc/20_wiring.ipynb #78b6ef7e
 import copy
@@ -154,6 +154,51 @@ class FixedWiring(ncps.wirings.Wiring):
         self.get_type_of_neuron = wiring.kind
         self.sensory_adjacency_matrix[wiring.sensory_source, wiring.sensory_target] = wiring.sensory_polarity
         self.adjacency_matrix[wiring.source, wiring.target] = wiring.polarity
+
+# %% ../../nbs/ltc/20_wiring.ipynb #pack
+def pack_wiring(wiring: Wiring) -> np.ndarray:
+    "A wiring as one list of whole numbers: the sizes of its layers, the counts of synapses, their lists."
+    layers = [wiring.sensory, wiring.inter, wiring.command, wiring.motor]
+    counts = [len(wiring.sensory_source), len(wiring.source)]
+    lists = [wiring.sensory_source, wiring.sensory_target, wiring.sensory_polarity,
+             wiring.source, wiring.target, wiring.polarity]
+    return np.concatenate([layers, counts, *lists])
+
+
+def unpack_wiring(numbers: np.ndarray) -> Wiring:
+    "The wiring that `pack_wiring` packed; raises WiringError for other numbers."
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) < 6:
+        got = f"got {numbers.dtype} of shape {numbers.shape}"
+        raise WiringError(f"a packed wiring is a list of at least 6 whole numbers, but {got}")
+    layers, counts = numbers[:4].tolist(), numbers[4:6].tolist()
+    if min(counts) < 0 or len(numbers) != 6 + 3 * sum(counts):
+        expected = f"{counts[0]} sensory and {counts[1]} other synapses"
+        raise WiringError(f"a packed wiring of {expected} can't have {len(numbers)} numbers")
+    ends = np.cumsum([count for count in counts for _ in range(3)])
+    return Wiring(*layers, *np.split(numbers[6:], ends[:-1]))
+
+
+def wiring_difference(found: Wiring, expected: Wiring) -> str:
+    "How a wiring differs from another one, in words; empty if they are equal."
+    for layer in ("sensory", "inter", "command", "motor"):
+        one, other = getattr(found, layer), getattr(expected, layer)
+        if one != other:
+            return f"{one} {layer} neurons instead of {other}"
+    texts = []
+    for prefix, kind in (("sensory_", "sensory"), ("", "other")):
+        there, here = (ends_of(wiring, prefix) for wiring in (found, expected))
+        foreign, absent = len(there - here), len(here - there)
+        if foreign or absent:
+            texts.append(f"{foreign} of {len(there)} {kind} synapses are not here, {absent} are here only")
+    if not texts and found != expected:
+        return "the same synapses with other polarities"
+    return "; ".join(texts)
+
+
+def ends_of(wiring: Wiring, prefix: str) -> set[tuple[int, int]]:
+    "Source and target of each synapse of a kind."
+    ends = (getattr(wiring, prefix + part).tolist() for part in ("source", "target"))
+    return set(zip(*ends, strict=True))
 
 # %% ../../nbs/ltc/20_wiring.ipynb #check-policy
 # the layer in which the neurons are drawn

@@ -8,7 +8,6 @@ __all__ = ['PROBE_BATCHES', 'PROBE_EPOCHS', 'START_SECONDS', 'WITHOUT_COST', 'TR
            'cell_label', 'estimate_trunk', 'maps_row', 'estimate_text', 'total_hours', 'side_by_side']
 
 # %% ../../nbs/study/90_estimate.ipynb #estimate-import
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from ..core.processes import usable_cores
 from ..data.imageset import ImageSet
 from .definition import Study
 from .experiment import OF_IMAGES, Experiment, build_model, resolve, resolved
@@ -213,7 +213,7 @@ def total_hours(first: pd.Series, experiments: pd.Series, count: int) -> float:
 
 def side_by_side(experiments: Sequence[Experiment]) -> int:
     "How many experiments run at once: as many as there are cores for; on GPUs one each."
-    cores, threads = os.cpu_count() or 1, max(experiment.threads for experiment in experiments)
+    cores, threads = usable_cores(), max(experiment.threads for experiment in experiments)
     count = max(1, min(cores // threads, len(experiments)))
     if any(experiment.device == "cuda" for experiment in experiments):
         return min(count, max(1, torch.cuda.device_count()))

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -24,6 +23,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ..core.hints import did_you_mean
+from ..core.processes import usable_cores
 from ..data.imageset import ImageSet
 from ..heads.models import BACKBONES, HEADS, Classifier, classifier, find_head
 from ..heads.sentence import CIRCUITS, Sentence, with_factors
@@ -274,7 +274,7 @@ def resolved(experiment: Experiment) -> Experiment:
         filled[name] = getattr(defaults, name)
     has_backbone = experiment.backbone != "none"
     precision = resolve_precision(experiment.precision, device) if has_backbone else "float32"
-    threads = experiment.threads or os.cpu_count() or 1
+    threads = experiment.threads or usable_cores()
     return replace(experiment, **filled, device=device, precision=precision, threads=threads)
 
 

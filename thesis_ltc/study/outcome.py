@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import atomic_write
+from ..core.processes import usable_cores
 from ..core.provenance import capability, device_name, digest
 from ..data.audit import cross_split_duplicates
 from ..data.imageset import SPLITS, ImageSet
@@ -61,7 +62,7 @@ def describe_device(kind: str) -> Device:
     "The machine, for a record."
     system = f"{platform.system()} {platform.machine()}"
     return Device(
-        kind=kind, name=device_name(kind), cores=os.cpu_count() or 1, system=system,
+        kind=kind, name=device_name(kind), cores=usable_cores(), system=system,
         capability=capability(kind))
 
 

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..core.files import repository
-from ..core.processes import child_process
+from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
 from .plan import has_both, is_complete, states
 from .shelf import find_shelves
@@ -44,7 +44,7 @@ def snakemake_command(
         place = ["--profile", str(Path(profile).resolve())]
     else:
         gpus = max(1, torch.cuda.device_count())
-        place = ["--cores", str(os.cpu_count()), "--resources", f"gpu={gpus}"]
+        place = ["--cores", str(usable_cores()), "--resources", f"gpu={gpus}"]
     output = ["--dry-run", "--quiet", "rules"] if dry_run else ["--quiet", "progress"]
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(repository() / "Snakefile"),

@@ -45,7 +45,8 @@ class FirstSteps:
         training.model.train()
         losses = [step.losses[index] for step in self.steps]
         gradients = [step.gradients[index] for step in self.steps]
-        state = training.model.state_dict()
+        numbers = dict(training.model.named_parameters()) | dict(training.model.named_buffers())
+        state = {name: value for name, value in training.model.state_dict().items() if name in numbers}
         imprint = make_imprint(self.steps[0].batches[index], losses, gradients, state, logits)
         return imprint if imprint.is_finite() else None
 

@@ -66,8 +66,9 @@ class Stack:
             tensors = [model.get_parameter(name) for model in models]
             stack = stack_tensors(tensors, self.members, self.indices)
             self.parameters[name] = stack.requires_grad_(parameter.requires_grad)
-        for name in models[0].state_dict():
-            if name not in self.parameters:
+        buffers = dict(models[0].named_buffers())
+        for name in models[0].state_dict():   # has no buffers of indices, but the wirings that they belong to
+            if name in buffers:
                 tensors = [model.get_buffer(name) for model in models]
                 self.buffers[name] = stack_tensors(tensors, self.members, self.indices)
 
