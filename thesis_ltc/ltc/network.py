@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NCPS_NAMES', 'TRACED', 'check_sequence', 'check_state', 'check_positive', 'step_durations', 'without_autocast',
-           'load_wiring', 'SynapseParameters', 'versions', 'CircuitParameters', 'ncps_index', 'copy_weights',
-           'check_ncps', 'wiring_of_cell', 'check_circuit', 'LTC']
+           'load_wiring', 'SynapseParameters', 'versions', 'restore_indices', 'CircuitParameters', 'ncps_index',
+           'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
 
 # %% ../../nbs/ltc/70_network.ipynb #imports
 import copy
@@ -90,7 +90,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
-# %% ../../nbs/ltc/70_network.ipynb #synapse-parameters
+# %% ../../nbs/ltc/70_network.ipynb #load-wiring
 def load_wiring(
     wiring: Wiring, state: dict[str, Tensor], prefix: str, metadata: Any, strict: bool, missing: list[str],
     *others: Any,
@@ -108,7 +108,7 @@ def load_wiring(
         place = f"the state of {prefix.removesuffix('.') or 'the circuit'}"
         raise WiringError(f"{place} has another wiring: {difference}; {advice}")
 
-
+# %% ../../nbs/ltc/70_network.ipynb #synapse-parameters
 class SynapseParameters(nn.Module):
     """The trained parameters of a set of synapses, in the order of the wiring.
 
@@ -122,12 +122,24 @@ class SynapseParameters(nn.Module):
         for name in SYNAPSE:
             self.register_parameter(name, nn.Parameter(values[name]))
 
-
+# %% ../../nbs/ltc/70_network.ipynb #versions
 def versions(tensors: list[Tensor]) -> list[tuple[int, int]]:
     "Which tensors these are, and how often each was changed."
     return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
+def restore_indices(circuit: nn.Module) -> None:
+    "Make index buffers anew that are not those of the circuit's wiring, as after `to_empty`."
+    if circuit.rest.is_meta:
+        return
+    for name, right in zip(WIRING, wiring_tensors(circuit.wiring), strict=True):
+        part, end = name.split(".")
+        buffers, right = circuit.get_submodule(part)._buffers, right.to(circuit.rest.device)
+        there = buffers[end]
+        if there.is_meta or there.device != right.device or not torch.equal(there, right):
+            buffers[end] = right
+
+# %% ../../nbs/ltc/70_network.ipynb #circuit-parameters
 class CircuitParameters(nn.Module):
     """The trained parameters and the wiring of a circuit, by itself and as lists for the backends.
 
@@ -164,21 +176,10 @@ class CircuitParameters(nn.Module):
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or functorch_active()
         if is_traced or versions(buffers) == self.seen_indices:
             return buffers
-        self.restore_indices()
+        restore_indices(self)
         buffers = self.index_buffers()
         self.seen_indices = versions(buffers)
         return buffers
-
-    def restore_indices(self) -> None:
-        "Make index buffers anew that are not those of the wiring, as after `to_empty`."
-        if self.rest.is_meta:
-            return
-        for name, right in zip(WIRING, wiring_tensors(self.wiring), strict=True):
-            part, end = name.split(".")
-            there = self.get_submodule(part)._buffers[end]
-            right = right.to(self.rest.device)
-            if there.is_meta or there.device != right.device or not torch.equal(there, right):
-                self.get_submodule(part)._buffers[end] = right
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -260,11 +261,17 @@ def check_circuit(wiring: Wiring, unfolds: int, backend: str) -> None:
         advice = "thesis_ltc.ltc.ncp makes one, and thesis_ltc.ltc.from_ncps converts one of ncps"
         raise ValueError(f"wiring is {type(wiring).__name__}, but must be a Wiring; {advice}")
 
-# %% ../../nbs/ltc/70_network.ipynb #ltc
+# %% ../../nbs/ltc/70_network.ipynb #traced
 TRACED = ("torch.jit.trace can't record a compiled circuit; use torch.export or torch.compile, or make the "
           "circuit with backend='reference'")
 
 
+def refuse_tracing(plain: bool) -> None:
+    "Raise RuntimeError if torch.jit.trace records a circuit that isn't in plain PyTorch."
+    if torch.jit.is_tracing() and not plain:
+        raise RuntimeError(TRACED)
+
+# %% ../../nbs/ltc/70_network.ipynb #ltc
 class LTC(CircuitParameters):
     """A circuit of liquid time-constant neurons that reads a sequence step by step.
 
@@ -295,8 +302,7 @@ class LTC(CircuitParameters):
     ) -> tuple[Tensor, Tensor]:
         with without_autocast(sequence):
             plain = resolve_backend(self.backend, self.rest) == "reference"
-            if torch.jit.is_tracing() and not plain:
-                raise RuntimeError(TRACED)
+            refuse_tracing(plain)
             read = read_reference if plain else read_sequence
             return read(*self.arguments(sequence, elapsed, state))
 
@@ -306,7 +312,6 @@ class LTC(CircuitParameters):
         durations = step_durations(elapsed, sequence) / self.unfolds
         state = check_state(sequence, state, self.wiring)
         return sequence, durations, state, self.parameter_list(), self.wiring_list(), self.unfolds
-
 
     @classmethod
     def from_ncps(cls, rnn: ncps.torch.LTC, backend: str = "auto") -> "LTC":
