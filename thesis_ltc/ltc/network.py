@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NCPS_NAMES', 'TRACED', 'check_sequence', 'check_state', 'check_positive', 'step_durations', 'without_autocast',
-           'load_wiring', 'SynapseParameters', 'versions', 'restore_indices', 'CircuitParameters', 'ncps_index',
-           'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
+           'load_wiring', 'SynapseParameters', 'versions', 'are_same', 'restore_indices', 'CircuitParameters',
+           'ncps_index', 'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
 
 # %% ../../nbs/ltc/70_network.ipynb #imports
 import copy
@@ -123,9 +123,15 @@ class SynapseParameters(nn.Module):
             self.register_parameter(name, nn.Parameter(values[name]))
 
 # %% ../../nbs/ltc/70_network.ipynb #versions
-def versions(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    "Which tensors these are, and how often each was changed."
-    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+def versions(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
+    "Tensors, and how often each was changed."
+    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def are_same(seen: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
+    "Whether these are the same tensors, not equal ones, in the same versions."
+    return len(seen) == len(now) and all(
+        one is two and before == after for (one, before), (two, after) in zip(seen, now, strict=True))
 
 
 def restore_indices(circuit: nn.Module) -> None:
@@ -174,7 +180,7 @@ class CircuitParameters(nn.Module):
         "Sources and targets, in the order of WIRING; made anew if they are not those of the wiring."
         buffers = self.index_buffers()
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or functorch_active()
-        if is_traced or versions(buffers) == self.seen_indices:
+        if is_traced or are_same(self.seen_indices, versions(buffers)):
             return buffers
         restore_indices(self)
         buffers = self.index_buffers()
