@@ -14,7 +14,7 @@ from pathlib import Path
 def usable_cores(root: Path = Path("/")) -> int:
     "The number of cores that this process may use, at least 1: of its affinity, and of its share of time."
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(bound, *map(math.floor, cgroup_shares(root)), bound))
+    return min([bound, *map(math.floor, cgroup_shares(root))])
 
 
 def cgroup_shares(root: Path) -> list[float]:
@@ -24,10 +24,11 @@ def cgroup_shares(root: Path) -> list[float]:
         for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
             try:
                 quota, period = " ".join((folder / name).read_text() for name in names).split()
-                shares.append(max(1.0, int(quota) / int(period)) if int(quota) > 0 else math.inf)
+                if int(quota) > 0:   # version 1 has -1 for no limit
+                    shares.append(max(1.0, int(quota) / int(period)))
             except (OSError, ValueError):   # no such file, or "max"
                 continue
-    return [share for share in shares if math.isfinite(share)]
+    return shares
 
 
 def cgroup_folders(root: Path) -> list[Path]:

@@ -129,14 +129,15 @@ class PackWriter:
         "Add images in their order; raises PackError for one that doesn't fit in."
         if total:
             entries = with_progress(entries, total, "packing")
-        with ThreadPoolExecutor(usable_cores()) as pool:
+        cores = usable_cores()
+        with ThreadPoolExecutor(cores) as pool:
             waiting: deque[tuple[Entry, Future]] = deque()
             for entry in entries:
                 self.size = self.size or entry.picture.shape[0]
                 check_entry(entry, self.size, self.about["classes"], self.names)
                 self.names.add(entry.name)
                 waiting.append((entry, pool.submit(encode, entry.picture)))
-                if len(waiting) > 4 * usable_cores():
+                if len(waiting) > 4 * cores:
                     self.write(*waiting.popleft())
             for entry, png in waiting:
                 self.write(entry, png)
@@ -330,12 +331,13 @@ def read_images(path: Path, archive: zipfile.ZipFile, size: int, rows: list[list
         with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
             images[number, 0] = check_picture(path, rows[number], picture, size)
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    cores = usable_cores()
+    with ThreadPoolExecutor(cores) as pool:
         waiting: deque[Future] = deque()
         pictures = with_progress(packed_pictures(path, archive, size, rows), len(rows), "unpacking")
         for number, png in enumerate(pictures):
             waiting.append(pool.submit(fill, number, png))
-            if len(waiting) > 8 * usable_cores():
+            if len(waiting) > 8 * cores:
                 waiting.popleft().result()
         for task in waiting:
             task.result()
