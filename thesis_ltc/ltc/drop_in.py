@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .layout import check_backend
 from .network import LTC, NCPS_NAMES, ncps_index
-from .wiring import Wiring, WiringError, ends_of, pack_wiring
+from .wiring import Wiring, WiringError, ends_difference, ends_of, pack_wiring
 
 # %% ../../nbs/ltc/90_drop_in.ipynb #check-call
 def check_call(input: Tensor, hx: Tensor | None, timespans: Tensor | None, batch_first: bool) -> None:
@@ -69,12 +69,10 @@ def check_masks(wiring: Wiring, theirs: Mapping[str, Tensor], prefix: str) -> No
         mask = mask.detach().cpu()
         if ((mask != 0) & (mask != 1)).any():
             raise WiringError(f"{prefix}{name} of the checkpoint holds other numbers than 0 and 1")
-        there, here = set(map(tuple, mask.nonzero().tolist())), ends_of(wiring, kind)
-        if there != here:
-            foreign, absent = len(there - here), len(here - there)
-            count = f"{foreign} of {len(there)} synapses are not here, {absent} are here only"
+        difference = ends_difference(set(map(tuple, mask.nonzero().tolist())), ends_of(wiring, kind))
+        if difference:
             advice = "make the network with the wiring, and its seed, that the checkpoint was trained with"
-            raise WiringError(f"{prefix}{name} of the checkpoint has another wiring: {count}; {advice}")
+            raise WiringError(f"{prefix}{name} of the checkpoint has another wiring: {difference}; {advice}")
 
 
 def read_ncps_names(module: "DropIn", state: dict[str, Tensor], prefix: str, *others: object) -> None:

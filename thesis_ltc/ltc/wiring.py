@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAN_LAYERS', 'WiringError', 'freeze', 'check_layers', 'check_synapses', 'Wiring', 'synapse_list', 'from_ncps',
-           'FixedWiring', 'pack_wiring', 'unpack_wiring', 'wiring_difference', 'ends_of', 'check_policy', 'ncp']
+           'FixedWiring', 'pack_wiring', 'unpack_wiring', 'wiring_difference', 'ends_difference', 'ends_of',
+           'check_policy', 'ncp']
 
 # %% ../../nbs/ltc/20_wiring.ipynb #78b6ef7e
 import copy
@@ -186,13 +187,18 @@ def wiring_difference(found: Wiring, expected: Wiring) -> str:
             return f"{one} {layer} neurons instead of {other}"
     texts = []
     for prefix, kind in (("sensory_", "sensory"), ("", "other")):
-        there, here = (ends_of(wiring, prefix) for wiring in (found, expected))
-        foreign, absent = len(there - here), len(here - there)
-        if foreign or absent:
-            texts.append(f"{foreign} of {len(there)} {kind} synapses are not here, {absent} are here only")
-    if not texts and found != expected:
+        texts.append(ends_difference(*(ends_of(wiring, prefix) for wiring in (found, expected)), f"{kind} "))
+    if not any(texts) and found != expected:
         return "the same synapses with other polarities"
-    return "; ".join(texts)
+    return "; ".join(filter(None, texts))
+
+
+def ends_difference(there: set[tuple[int, int]], here: set[tuple[int, int]], kind: str = "") -> str:
+    "How the synapses of one wiring differ from those here, in words; empty if they are equal."
+    foreign, absent = len(there - here), len(here - there)
+    if there == here:
+        return ""
+    return f"{foreign} of {len(there)} {kind}synapses are not here, {absent} are here only"
 
 
 def ends_of(wiring: Wiring, prefix: str) -> set[tuple[int, int]]:
