@@ -144,16 +144,21 @@ def draw_curves_by_head(history: pd.DataFrame) -> Figure:
     rows = -(-len(heads) // columns)
     size = max(2.4, 1.85 * columns), 1.7 * rows + 0.2
     grid = {"wspace": 0.12, "hspace": 0.62}   # of equal panels, which need no search for a layout
-    shared = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="none", gridspec_kw=grid, **shared)
-    for axis, head in zip(axes.flat, heads, strict=False):
-        draw_metric(axis, history[history["head"] == head], "accuracy", legend=head == heads[0])
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="none", gridspec_kw=grid, squeeze=False)
+    limits = {"xlim": (0, 1.05 * history.epoch.max()), "ylim": (0, 1)}   # shared axes take twice as long
+    parts = dict(iter(history.groupby("head")))
+    for number, (axis, head) in enumerate(zip(axes.flat, heads, strict=False)):
+        draw_metric(axis, parts[head], "accuracy", legend=number == 0)
         axis.set_title(textwrap.fill(head, 24), fontsize=7)   # a sentence needs two lines
-        axis.set_ylim(0, 1)
-        axis.label_outer()
+        axis.set(**limits)
+        if number % columns:
+            axis.set_ylabel("")
+            axis.tick_params(labelleft=False)
+        if number + columns < len(heads):   # there is another below it
+            axis.set_xlabel("")
+            axis.tick_params(labelbottom=False)
     hide_unused(axes, len(heads))
-    for axis in axes.flat[max(0, len(heads) - columns) : len(heads)]:  # the lowest in its column
-        axis.tick_params(labelbottom=True)
     return figure
 
 # %% ../../nbs/book/40_figures.ipynb #draw-classes
@@ -214,9 +219,9 @@ def experiment_labels(records: pd.DataFrame) -> pd.Series:
     factors = [name for name in varied_factors(records) if name not in (*LABELS, *REPLICATES)]
     names = [name for name in ("data", "setting") if records[name].nunique() > 1] + factors
     labels = [
-        ", ".join([run["head"], *(f"{name} {factor_text(run[name])}" for name in names
-                                  if has_effect(name, run["head"]))])
-        for _, run in records.iterrows()]
+        ", ".join([head, *(f"{name} {factor_text(value)}" for name, value in zip(names, values, strict=True)
+                           if has_effect(name, head))])
+        for head, *values in records[["head", *names]].itertuples(index=False)]
     return pd.Series(labels, index=records.index, dtype=object)
 
 

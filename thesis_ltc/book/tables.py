@@ -56,12 +56,11 @@ def has_old_images(records: pd.DataFrame) -> pd.Series:
     "Whether the newest record of the same data set and split has other images."
     if records.empty:
         return pd.Series(dtype=bool)
-    names = ("data", "split", "repeat", "folds", "fold", "drop_listed")
-    parts = [records[name].map(factor_text) for name in names]
-    by_age = records.assign(finished=pd.to_datetime(records.finished, utc=True)).sort_values("finished")
-    newest = by_age.groupby(parts).data_hash.last()
-    current = [newest[key] for key in zip(*parts, strict=True)]
-    return records.data_hash != current
+    names = ["data", "split", "repeat", "folds", "fold", "drop_listed"]
+    finished = pd.to_datetime(records.finished, utc=True)
+    by_age = records[[*names, "data_hash"]].assign(finished=finished).reset_index(drop=True)
+    groups = by_age.sort_values("finished").groupby(names, dropna=False)
+    return records.data_hash != groups.data_hash.transform("last").sort_index().to_numpy()
 
 # %% ../../nbs/book/20_tables.ipynb #head-link
 def records_link(record: pd.Series) -> str | None:

@@ -96,6 +96,7 @@ def paired_differences(
 ) -> pd.Series:                 # indexed by seed, repeat and fold
     "Score at the first value of a factor minus that at the second; raises ValueError if a pair isn't unique."
     common = [name for name in PAIRED if name in records and name != factor]
+    records = records[[factor, *common, column]]   # of many columns
     scores = []
     for value in values:
         runs = records[records[factor] == value].set_index(common)
