@@ -6,14 +6,14 @@
 __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE', 'NOTEBOOK', 'RECORD_LINE', 'SEEDS',
            'NOT_CONVERGED', 'STUDY', 'SET', 'WATCH', 'DRY_RUN', 'ESTIMATE', 'PROFILE', 'INCOMPLETE', 'TRUNK_FIRST',
            'data', 'NAME', 'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME',
-           'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE', 'PUBLISHABLE', 'YES',
-           'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN',
-           'main', 'parse_value', 'UsageError', 'parse_values', 'parse_list', 'without_quotes', 'print_error',
-           'report_errors', 'HelpWithFields', 'run', 'read_values', 'run_here', 'record_text', 'seeds_text',
-           'run_notebook', 'execute_notebook', 'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file',
-           'run_study', 'print_outlook', 'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images',
-           'count_lines', 'audit', 'pack_path', 'import_', 'is_approved', 'build', 'refuse_missing', 'pack', 'book',
-           'figures', 'publish', 'confirm', 'metadata']
+           'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE',
+           'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK',
+           'ONLY_EXPERIMENTS', 'EXPLAIN', 'main', 'parse_value', 'UsageError', 'parse_values', 'parse_list',
+           'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run', 'read_values', 'run_here',
+           'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page', 'printed_id', 'study',
+           'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run', 'load_named',
+           'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved', 'build',
+           'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
@@ -414,6 +414,7 @@ def describe_images(images: Any) -> str:
         f"{images.name}: {len(images):,} images{of_patients}, {images.images.shape[-1]} px, split {split}",
         f"licence: {images.licence}; pictures {shown}",
         *count_lines(images.counts(), is_split),
+        *([f"positive class: {images.positive}"] if images.positive else []),
         *(f"note: {note}" for note in images.notes),
         *(f"left out: {name}: {reason}" for name, reason in images.quarantine)])
 
@@ -482,6 +483,9 @@ LABEL = Annotated[str | None, typer.Option(help="The table's column of labels.")
 PATIENT = Annotated[str | None, typer.Option(help="The table's column of patients.")]
 ONLY_CLASSES = Annotated[str | None, typer.Option(
     help="The classes to take, in this order, separated by commas.")]
+POSITIVE = Annotated[str | None, typer.Option(help="The positive class of two, of which F1 and AUC speak.")]
+GROUP = Annotated[bool, typer.Option(
+    "--group-duplicates", help="Count pictures that look alike as of one patient; for unknown patients.")]
 INDEPENDENT = Annotated[bool, typer.Option(
     "--independent", help="State that each picture, or each volume, is of another patient.")]
 IGNORE_ID = Annotated[bool, typer.Option(
@@ -496,24 +500,28 @@ YES = Annotated[bool, typer.Option("--yes", help="Write without asking.")]
 def import_(
     folder: FOLDER, name: SET_NAME, to: TO = None,
     table: TABLE = None, label: LABEL = None, patient: PATIENT = None, only: ONLY_CLASSES = None,
+    positive: POSITIVE = None, group: GROUP = False,
     independent: INDEPENDENT = False, ignore_patient_id: IGNORE_ID = False,
     licence: LICENCE = None, publishable: PUBLISHABLE = False, yes: YES = False,
 ) -> None:
     "Import a folder of pictures or volumes: show how it is understood, ask, and pack it into one file."
-    from thesis_ltc.data.imports import import_images, understand_import
+    from thesis_ltc.data.imports import check_groupable, import_images, understand_import
     from thesis_ltc.data.packs import read_pack
 
     with report_errors():
         path = pack_path(name, to)
         classes = [part.strip() for part in only.split(",")] if only else ()
-        plan = understand_import(folder, table, label, patient, classes, independent, ignore_patient_id)
+        plan = understand_import(
+            folder, table, label, patient, classes, independent, ignore_patient_id, positive)
+        if group:
+            check_groupable(plan)
         print("\n".join(plan.preview(licence)))
         if path.exists():
             print(f"{path} is there already, and will be replaced")
         if not (yes or is_approved(path)):
             print(f"nothing was written; add --yes to write {path}")
             raise typer.Exit(1)
-        import_images(plan, path, licence or "not stated", publishable)
+        import_images(plan, path, licence or "not stated", publishable, group=group)
         print(f"written: {path}\n{describe_images(read_pack(path, name))}")
 
 

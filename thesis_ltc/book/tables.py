@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEGEND', 'ROOT', 'SHOWN', 'LAST_EPOCH', 'MOST_FACTORS', 'BRIEF', 'FEW_READ', 'NAMES', 'marks', 'has_old_images',
            'records_link', 'page_link', 'head_cell', 'experiment_groups', 'device_text', 'leaderboard',
-           'experiment_row', 'leaderboard_page', 'in_one_column', 'spread_text', 'legend', 'scores_table', 'per_class',
-           'class_scores', 'contrasts', 'compare_heads']
+           'experiment_row', 'leaderboard_page', 'in_one_column', 'spread_text', 'positive_text', 'legend',
+           'scores_table', 'per_class', 'class_scores', 'contrasts', 'compare_heads']
 
 # %% ../../nbs/book/20_tables.ipynb #imports
 import html
@@ -198,6 +198,14 @@ def spread_text(groups: list[pd.DataFrame]) -> str:
     return f"Below a mean: {' or '.join(texts)}" if texts else ""
 
 
+def positive_text(records: pd.DataFrame) -> str:
+    "Name the class of which F1 and AUC speak; empty for more than two, or if records have other classes."
+    first, *others = dict.fromkeys(records.classes)
+    if others or len(first) != 2:
+        return ""
+    return f"F1, Jaccard and AUC are those of the class <i>{html.escape(first[1])}</i>"
+
+
 def legend(
     records: pd.DataFrame,
     among: pd.DataFrame | None = None,   # see `leaderboard`
@@ -217,7 +225,7 @@ def legend(
     counts = ("*Parameters* counts what is trained in the whole network at this size, without synapses that "
               "do not exist. The CSV file has synapses, speed and device")
     used = [f"{sign} {meaning}" for sign, meaning in LEGEND.items() if sign in there]
-    sentences = [scores + last, spread_text(groups), counts, *used, *broken]
+    sentences = [scores + last, positive_text(records), spread_text(groups), counts, *used, *broken]
     return ". ".join(filter(None, sentences)) + "."
 
 # %% ../../nbs/book/20_tables.ipynb #scores-table

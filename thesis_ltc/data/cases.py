@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .decode import resize, with_progress
+from .names import unified
 from .packs import Entry, Packer
 from .slices import read_slices, read_volume_header
 from .volumes import VolumeError
@@ -48,14 +49,18 @@ def missing_masks(cases: Iterable[Case]) -> dict[str, list[Path]]:
 # %% ../../nbs/data/49_cases.ipynb #repeated-patients
 def repeated_patients(cases: Iterable[Case]) -> list[str]:
     "For each PatientID in DICOM files of several patients' cases: a sentence that names the cases."
-    cases_of: dict[str, dict[str, str]] = defaultdict(dict)   # PatientID: patient: name of a case
+    found = []
     for case in cases:
         try:
             named = read_volume_header(case.volume).patient
         except VolumeError:   # reported when the case is packed
             continue
         if named:
-            cases_of[named].setdefault(case.patient, case.name)
+            found.append((named, case.patient, case.name))
+    ids, patients = (unified(one[column] for one in found) for column in range(2))
+    cases_of: dict[str, dict[str, str]] = defaultdict(dict)   # PatientID: patient: name of a case
+    for named, patient, (*_, name) in zip(ids, patients, found, strict=True):
+        cases_of[named].setdefault(patient, name)
     return [
         f"the DICOM files of {' and '.join(list(names.values())[:3])} name one patient, {named}, "
         f"but count as of {len(names)}" for named, names in cases_of.items() if len(names) > 1]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'IDENTITY', 'ROWS', 'COLUMN_TYPES', 'UNKNOWN_PATIENTS', 'FILES', 'SUMS', 'REMEDY', 'ImageSetError',
            'LeakageError', 'DamagedError', 'unknown_patients', 'read_only', 'check_arrays', 'refuse_rows',
-           'check_classes', 'check_rows', 'describe_patient', 'refuse_leakage', 'freeze_fields', 'ImageFields',
-           'HashedImages', 'stratified_order', 'ImageSet', 'write_image_set', 'write_files', 'check_sums',
-           'read_image_set']
+           'check_classes', 'check_rows', 'describe_patient', 'refuse_leakage', 'in_one_spelling', 'freeze_fields',
+           'ImageFields', 'HashedImages', 'stratified_order', 'ImageSet', 'write_image_set', 'write_files',
+           'check_sums', 'read_image_set']
 
 # %% ../../nbs/data/10_imageset.ipynb #e3950a92
 import hashlib
@@ -25,6 +25,7 @@ import torch
 
 from ..core.files import atomic_write, file_sha256, read_json, write_json
 from ..core.streams import generator
+from .names import canonical, distinct, groups_by, unified
 
 # %% ../../nbs/data/10_imageset.ipynb #imageseterror
 class ImageSetError(ValueError):
@@ -98,6 +99,9 @@ def check_classes(classes: tuple[str, ...]) -> None:
     named = all(isinstance(name, str) and name for name in classes)
     if not classes or not named or len(set(classes)) < len(classes):
         raise ImageSetError(f"classes are {classes!r}; expected distinct names, one for each label")
+    if same := groups_by(canonical, classes):
+        raise ImageSetError(f"classes {distinct(same[0])} differ in case, spaces or Unicode form only; "
+                            "give them one label")
 
 # %% ../../nbs/data/10_imageset.ipynb #check-rows
 def check_rows(data: "ImageFields") -> None:
@@ -140,6 +144,15 @@ def refuse_leakage(
         remedy = "split by patient, or pass accept_leakage=True to see what leakage does"
         raise LeakageError(f"{data.name}, split '{data.split_name}': {'; '.join(found)}; {remedy}")
 
+# %% ../../nbs/data/10_imageset.ipynb #one-patient
+def in_one_spelling(patients: np.ndarray) -> np.ndarray:   # (n,) text
+    "Patients, those whose names differ in case, spaces or Unicode form only in one spelling."
+    if patients.dtype.kind != "U":   # refused later
+        return patients
+    names, rows = np.unique(patients, return_inverse=True)
+    one = unified(names.tolist())
+    return patients if one == names.tolist() else read_only(np.array(one)[rows])
+
 # %% ../../nbs/data/10_imageset.ipynb #freeze-fields
 def freeze_fields(data: "ImageFields") -> None:
     "Turn the fields of a new set into read-only arrays and tuples; unknown rows are filled in."
@@ -149,6 +162,7 @@ def freeze_fields(data: "ImageFields") -> None:
         if values is None:
             values = np.full(len(data.images), unknown[name])
         object.__setattr__(data, name, read_only(values))
+    object.__setattr__(data, "patients", in_one_spelling(data.patients))
     for name in ("classes", "notes"):
         if isinstance(getattr(data, name), str):
             raise ImageSetError(f"{name} is the text {getattr(data, name)!r}; expected several texts")
@@ -203,6 +217,11 @@ class ImageFields:
         pairs = set(zip(self.patients.tolist(), self.split.tolist(), strict=True))
         patients, counts = np.unique([patient for patient, _ in pairs], return_counts=True)
         return patients[counts > 1].tolist()
+
+    @property
+    def positive(self) -> str | None:
+        "The positive class, number 1 of two, of which F1 and AUC speak; None for more classes."
+        return self.classes[1] if len(self.classes) == 2 else None
 
     @property
     def patients_known(self) -> bool:

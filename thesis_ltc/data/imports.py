@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Import', 'volume_sha256', 'volume_headers', 'equal_volumes', 'slices_line', 'preview_volumes', 'understand_volumes',
            'select_classes', 'take_as_independent', 'find_table', 'lists_volumes', 'understand_import',
-           'check_publishable', 'import_images']
+           'check_publishable', 'check_groupable', 'import_images']
 
 # %% ../../nbs/data/55_imports.ipynb #4e5b7fa3
 import hashlib
@@ -18,21 +18,17 @@ from pathlib import Path
 from ..core.files import file_sha256
 from .cases import Case, missing_masks, pack_cases
 from .dicom import series_files
-from thesis_ltc.data.folders import (
-    Folder,
-    FolderError,
-    licence_line,
-    preview,
-    read_table,
-    similar_classes,
-    understand,
-)
+from .duplicates import group_duplicates
+from .folders import Folder, FolderError, in_order, ordered, read_table, understand
 from .imageset import unknown_patients
+from .names import canonical
 from .packs import Packer, write_pack
+from .preview import licence_line, preview
 from .slices import VolumeHeader, read_volume_header
 from .sources import read_image_folder
 from .volume_table import VOLUME_TABLE, find_patients, read_volumes, stated_independent
 from .volumes import VolumeError
+from .words import positive_line
 
 # %% ../../nbs/data/55_imports.ipynb #import
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Import:
     volumes: tuple[Case, ...] = ()
     classes: tuple[str, ...] = ()         # of the volumes
     remarks: tuple[str, ...] = ()         # on the volumes
+    knows_positive: bool = False          # of two classes of volumes
 
     def preview(self, licence: str | None = None) -> list[str]:
         "What was understood, in lines; all pictures are read for it, of volumes the headers."
@@ -106,34 +103,40 @@ def preview_volumes(what: Import) -> list[str]:
     masks = sum(case.lung is not None for case in cases)
     others = "" if masks == len(cases) else "; in the others lungs are found by a threshold"
     lines = [f"{what.place}: {len(cases):,} volumes of {patients:,} patients, cut into slices", *what.remarks]
-    lines.append(f"classes: {classes}")
+    lines += [f"classes: {classes}", *positive_line(what.classes, what.knows_positive)]
     lines.append("volumes: " + ", ".join(f"{count:,} {label}" for label, count in labels.items()))
     if headers:
         lines.append(slices_line(headers))
     lines.append(f"lung masks: {masks:,}{others}; slices without lung are left out")
-    return [*lines, *similar_classes(what.classes), *equal_volumes(cases), *faults]
+    return [*lines, *equal_volumes(cases), *faults]
 
 # %% ../../nbs/data/55_imports.ipynb #understand-import
-def understand_volumes(place: Path, table: Path, independent: bool, ignore_patient_id: bool) -> Import:
+def understand_volumes(
+    place: Path, table: Path, independent: bool, ignore_patient_id: bool, positive: str | None,
+) -> Import:
     "Volumes with a table; raises FolderError."
-    cases, classes = read_volumes(place, table)
+    cases, classes, spellings = read_volumes(place, table)
     if len(classes) < 2:
         raise FolderError(
             f"{table} has the classes {', '.join(classes)}; expected two or more, all of which are taken")
+    classes, is_known = ordered(classes, positive)
     patients = find_patients(table, cases, independent, ignore_patient_id)
-    return Import(place, None, tuple(patients.cases), classes, tuple(patients.remarks))
+    remarks = (*patients.remarks, *spellings)
+    return Import(place, None, tuple(patients.cases), classes, remarks, is_known)
 
 # %% ../../nbs/data/55_imports.ipynb #select-classes
 def select_classes(found: Folder, only: Sequence[str]) -> Folder:
     "The pictures of some classes, which are numbered in this order; raises FolderError."
     if not only:
         return found
-    if len(only) == 1 or not set(only) <= set(found.classes):
+    spelling = {canonical(name): name for name in found.classes}
+    names = [spelling.get(canonical(name)) for name in only]
+    if len(names) == 1 or None in names:
         raise FolderError(
             f"of the classes only {', '.join(only)} are wanted; there are: {', '.join(found.classes)}; "
             "expected two or more of them")
-    pictures = tuple(picture for picture in found.pictures if picture.label in only)
-    return replace(found, classes=tuple(only), pictures=pictures)
+    pictures = tuple(picture for picture in found.pictures if picture.label in names)
+    return replace(found, classes=tuple(names), pictures=pictures, knows_positive=len(names) == 2)
 
 # %% ../../nbs/data/55_imports.ipynb #take-as-independent
 def take_as_independent(found: Folder) -> Folder:
@@ -166,6 +169,7 @@ def understand_import(
     only: Sequence[str] = (),           # classes of pictures to take, in this order; by default all
     independent: bool = False,          # each picture or volume is known to be of another patient
     ignore_patient_id: bool = False,    # PatientID of DICOM files is a placeholder
+    positive: str | None = None,        # of two classes
 ) -> Import:
     "What a folder holds that can be imported; raises FolderError."
     place = Path(place)
@@ -178,8 +182,10 @@ def understand_import(
             raise FolderError(
                 f"of the classes in {listed} only {', '.join(only)} are wanted; "
                 "of volumes all are taken: leave --only away, or write a shorter table")
-        return understand_volumes(place, listed, independent, ignore_patient_id)
+        return understand_volumes(place, listed, independent, ignore_patient_id, positive)
     found = select_classes(understand(place, table, label, patient), only)
+    if positive is not None:
+        found = in_order(found, positive)
     return Import(place, take_as_independent(found) if independent else found)
 
 # %% ../../nbs/data/55_imports.ipynb #import-images
@@ -190,6 +196,14 @@ def check_publishable(licence: str) -> None:
             f"pictures under the licence {licence!r} can't be called publishable; "
             "name the licence that allows to show them, reduced and windowed")
 
+
+def check_groupable(what: Import) -> None:
+    "Refuse to group pictures by their looks where they are volumes, or where it is known whose they are."
+    if what.folder is None or any(picture.patient for picture in what.folder.pictures):
+        raise FolderError(
+            f"{what.place} holds volumes, or says whose its pictures are; "
+            "--group-duplicates is for pictures of unknown patients: leave it away")
+
 # %% ../../nbs/data/55_imports.ipynb #import-images-2
 def import_images(
     what: Import,
@@ -197,17 +211,21 @@ def import_images(
     licence: str = "not stated",
     publishable: bool = False,     # whether its pictures may be shown
     size: int = 256,               # side of the images, in pixels
+    group: bool = False,           # whether pictures that look alike count as of one patient
 ) -> None:
     "Write a packed set, whole or not at all; raises FolderError for a licence that forbids publishing."
     if publishable:
         check_publishable(licence)
+    if group:
+        check_groupable(what)
     if what.folder is not None:
         data = read_image_folder(Path(path).stem, what.folder, size)
         stated = [remark for remark in what.folder.remarks if remark == stated_independent("picture")]
         data = replace(data, licence=licence, publishable=publishable, notes=(*data.notes, *stated))
-        write_pack(data, path)
+        write_pack(group_duplicates(data) if group else data, path)
         return
     with Packer(path, what.classes, licence, publishable) as packer:
         notes = (unknown_patients("volume"), stated_independent("volume"))
         packer.notes += [remark for remark in what.remarks if remark in notes]
+        packer.notes += [] if what.knows_positive else positive_line(what.classes, False)
         pack_cases(what.volumes, packer, what.classes, size, what.place)

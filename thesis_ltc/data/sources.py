@@ -34,7 +34,7 @@ from ..core.provenance import digest
 from ..core.streams import generator, key
 from .decode import decode_files, decode_probes
 from .fashion import RAW_SUMS, FetchError, fetch_fashion_mnist
-from .folders import CHANGED, Folder, Picture, printable, understand
+from .folders import Folder, Picture, understand
 from thesis_ltc.data.imageset import (
     SPLITS,
     DamagedError,
@@ -43,8 +43,11 @@ from thesis_ltc.data.imageset import (
     stratified_order,
     unknown_patients,
 )
+from .names import canonical, printable
 from .packs import NO_SPLIT, read_pack
+from .preview import CHANGED
 from .splits import by_fold, by_patient, by_slice
+from .words import positive_line
 
 # %% ../../nbs/data/40_sources.ipynb #dataerror
 class DataError(ValueError):
@@ -169,12 +172,14 @@ def manifest_patients(folder: Path, files: list[str]) -> list[str] | None:
     if not path.is_file():
         return None
     with open(path, newline="", encoding="utf-8-sig") as file:
-        patients = {row.get("file"): row.get("patient") for row in csv.DictReader(file)}
-    unknown = [file for file in files if not patients.get(file)]
+        rows = [(row.get("file") or "", row.get("patient")) for row in csv.DictReader(file)]
+    patients = {canonical(file): patient for file, patient in rows} | dict(rows)   # as it is spelt, if it is
+    found = [patients.get(file, patients.get(canonical(file))) for file in files]
+    unknown = [file for file, patient in zip(files, found, strict=True) if not patient]
     if unknown:
-        found = f"names no patient of {len(unknown)} listed pictures ({', '.join(unknown[:3])})"
-        raise DataError(f"{path} {found}; complete its columns file and patient, or take it away")
-    return [patients[file] for file in files]
+        named = f"names no patient of {len(unknown)} listed pictures ({', '.join(unknown[:3])})"
+        raise DataError(f"{path} {named}; complete its columns file and patient, or take it away")
+    return found
 
 # %% ../../nbs/data/40_sources.ipynb #read-covid-ct
 COVID_CT_PAIRS = [
@@ -254,6 +259,8 @@ def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
         return np.array([printable(value_of(picture)) for picture in pictures])
 
     patients_known, published = pictures[0].patient is not None, pictures[0].split is not None
+    notes = [] if patients_known else [unknown_patients("picture")]
+    notes += [] if found.knows_positive else positive_line(found.classes, False)
     return ImageSet(
         name=name, images=images, labels=labels, names=column(lambda picture: picture.file),
         patients=column(lambda picture: picture.patient or picture.file),
@@ -263,7 +270,7 @@ def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
         split_name="official" if published else NO_SPLIT,
         classes=tuple(map(printable, found.classes)), licence="not stated", publishable=False,
         quarantine=[(printable(file), reason) for file, reason in quarantine], accept_leakage=True,
-        notes=() if patients_known else (unknown_patients("picture"),))
+        notes=tuple(map(printable, notes)))
 
 # %% ../../nbs/data/40_sources.ipynb #reader-digest
 FORMAT = 1   # of a stored set; raise it when a reader gives the same files other labels, names or remarks
@@ -352,7 +359,8 @@ def own_images(name: str, folder: Path | None) -> ImageSet:
         return cached(name, [name, file_sha256(folder)], lambda: read_pack(folder, name))
     found = understand(folder)
     files = files_fingerprint(folder, [picture.file for picture in found.pictures])
-    identity = [name, files, [astuple(picture) for picture in found.pictures], found.classes, found.left_out]
+    identity = [name, files, [astuple(picture) for picture in found.pictures], found.classes, found.left_out,
+                found.knows_positive]
     return cached(name, identity, lambda: read_image_folder(name, found))
 
 # %% ../../nbs/data/40_sources.ipynb #place-of

@@ -79,7 +79,7 @@ def describe_data(data: ImageSet, data_hash: str) -> DataRecord:
         classes=list(data.classes), licence=data.licence, publishable=data.publishable,
         leakage_accepted=data.accept_leakage, shared_patients=len(data.shared_patients()),
         same_pictures=len(cross_split_duplicates(data)), left_out=len(data.quarantine),
-        notes=list(data.notes))
+        notes=list(data.notes), positive=data.positive)
 
 # %% ../../nbs/study/25_outcome.ipynb #peak-memory
 CLEAR_REFS, PROCESS_STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

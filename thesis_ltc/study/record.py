@@ -81,6 +81,7 @@ class DataRecord:
     left_out: int = part("files that could not be used")
     notes: list[str] = part("what a reader of results should know")
     same_pictures: int | None = part("pairs of the same picture in two splits", None)
+    positive: str | None = part("of two classes the one of which F1 and AUC speak, the second", None)
 
 
 @dataclass(frozen=True, config=STRICT)
