@@ -43,7 +43,7 @@ def test_rewording_keeps_a_stored_set(scans, tmp_path, monkeypatch):
     for module in (decode, imageset, splits, sources):
         monkeypatch.setattr(module, "__doc__", "other words")
         monkeypatch.setattr(module, "__file__", str(tmp_path / "moved.py"))
-    for name in ("resize", "to_grey", "from_sixteen_bits", "decode_stream", "refuse_header"):
+    for name in ("resize", "to_grey", "scaled", "white_of", "decode_stream", "refuse_header"):
         monkeypatch.setattr(decode, name, reworded(getattr(decode, name)))
     monkeypatch.setattr(sources, "decode_files", lambda *arguments: pytest.fail("decoded again"))
     forget()
@@ -53,8 +53,8 @@ def test_rewording_keeps_a_stored_set(scans, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, other", [
     ("resize", lambda image, size: np.full((size, size), 7, np.uint8)),
-    ("to_grey", lambda image: np.asarray(image.convert("L"))),
-    ("TWELVE_BITS", 0),
+    ("to_grey", lambda image, whites=None: np.asarray(image.convert("L"))),
+    ("white_of", lambda *arguments: 65_535.0),
 ])
 def test_another_decoder_makes_the_set_anew(scans, tmp_path, monkeypatch, name, other):
     load("scans", scans)

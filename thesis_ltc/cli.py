@@ -6,14 +6,14 @@
 __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE', 'NOTEBOOK', 'RECORD_LINE', 'SEEDS',
            'NOT_CONVERGED', 'STUDY', 'SET', 'WATCH', 'DRY_RUN', 'ESTIMATE', 'PROFILE', 'INCOMPLETE', 'TRUNK_FIRST',
            'data', 'NAME', 'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME',
-           'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE',
-           'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK',
-           'ONLY_EXPERIMENTS', 'EXPLAIN', 'main', 'parse_value', 'UsageError', 'parse_values', 'parse_list',
-           'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run', 'read_values', 'run_here',
-           'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page', 'printed_id', 'study',
-           'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run', 'load_named',
-           'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved', 'build',
-           'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
+           'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'WHITE', 'INDEPENDENT', 'IGNORE_ID',
+           'LICENCE', 'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED',
+           'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'main', 'parse_value', 'UsageError', 'parse_values',
+           'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run', 'read_values',
+           'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page', 'printed_id',
+           'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run',
+           'load_named', 'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved',
+           'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
@@ -486,6 +486,8 @@ ONLY_CLASSES = Annotated[str | None, typer.Option(
 POSITIVE = Annotated[str | None, typer.Option(help="The positive class of two, of which F1 and AUC speak.")]
 GROUP = Annotated[bool, typer.Option(
     "--group-duplicates", help="Count pictures that look alike as of one patient; for unknown patients.")]
+WHITE = Annotated[float | None, typer.Option(
+    help="The value that is white in pictures with more than 8 bits.", show_default="follows from all")]
 INDEPENDENT = Annotated[bool, typer.Option(
     "--independent", help="State that each picture, or each volume, is of another patient.")]
 IGNORE_ID = Annotated[bool, typer.Option(
@@ -500,7 +502,7 @@ YES = Annotated[bool, typer.Option("--yes", help="Write without asking.")]
 def import_(
     folder: FOLDER, name: SET_NAME, to: TO = None,
     table: TABLE = None, label: LABEL = None, patient: PATIENT = None, only: ONLY_CLASSES = None,
-    positive: POSITIVE = None, group: GROUP = False,
+    positive: POSITIVE = None, group: GROUP = False, white: WHITE = None,
     independent: INDEPENDENT = False, ignore_patient_id: IGNORE_ID = False,
     licence: LICENCE = None, publishable: PUBLISHABLE = False, yes: YES = False,
 ) -> None:
@@ -509,19 +511,21 @@ def import_(
     from thesis_ltc.data.packs import read_pack
 
     with report_errors():
+        if white is not None and white <= 0:
+            raise UsageError(f"--white is {white:g}; expected a value above 0")
         path = pack_path(name, to)
         classes = [part.strip() for part in only.split(",")] if only else ()
         plan = understand_import(
             folder, table, label, patient, classes, independent, ignore_patient_id, positive)
         if group:
             check_groupable(plan)
-        print("\n".join(plan.preview(licence)))
+        print("\n".join(plan.preview(licence, white)))
         if path.exists():
             print(f"{path} is there already, and will be replaced")
         if not (yes or is_approved(path)):
             print(f"nothing was written; add --yes to write {path}")
             raise typer.Exit(1)
-        import_images(plan, path, licence or "not stated", publishable, group=group)
+        import_images(plan, path, licence or "not stated", publishable, group=group, white=white)
         print(f"written: {path}\n{describe_images(read_pack(path, name))}")
 
 

@@ -42,10 +42,10 @@ class Import:
     remarks: tuple[str, ...] = ()         # on the volumes
     knows_positive: bool = False          # of two classes of volumes
 
-    def preview(self, licence: str | None = None) -> list[str]:
+    def preview(self, licence: str | None = None, white: float | None = None) -> list[str]:
         "What was understood, in lines; all pictures are read for it, of volumes the headers."
         if self.folder is not None:
-            return preview(self.folder, licence)
+            return preview(self.folder, licence, white)
         return [*preview_volumes(self), licence_line(self.place, licence)]
 
 # %% ../../nbs/data/55_imports.ipynb #volume-headers
@@ -212,6 +212,7 @@ def import_images(
     publishable: bool = False,     # whether its pictures may be shown
     size: int = 256,               # side of the images, in pixels
     group: bool = False,           # whether pictures that look alike count as of one patient
+    white: float | None = None,    # of pictures with more than 8 bits; by default it follows from all of them
 ) -> None:
     "Write a packed set, whole or not at all; raises FolderError for a licence that forbids publishing."
     if publishable:
@@ -219,7 +220,7 @@ def import_images(
     if group:
         check_groupable(what)
     if what.folder is not None:
-        data = read_image_folder(Path(path).stem, what.folder, size)
+        data = read_image_folder(Path(path).stem, what.folder, size, white)
         stated = [remark for remark in what.folder.remarks if remark == stated_independent("picture")]
         data = replace(data, licence=licence, publishable=publishable, notes=(*data.notes, *stated))
         write_pack(group_duplicates(data) if group else data, path)

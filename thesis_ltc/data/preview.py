@@ -10,12 +10,21 @@ __all__ = ['TINY', 'LICENCES', 'UNKNOWN', 'CHANGED', 'Inspection', 'inspect_file
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ..core.files import file_sha256
 from ..core.processes import usable_cores
-from .decode import UnreadableImage, read_grey, refuse_file, with_progress
+from thesis_ltc.data.decode import (
+    UnreadableImage,
+    Whites,
+    find_whites,
+    read_grey,
+    refuse_file,
+    white_remarks,
+    with_progress,
+)
 from .folders import Folder, Picture, repeated
 from .names import printable, some
 from .words import positive_line
@@ -33,11 +42,11 @@ class Inspection(NamedTuple):
     suspicion: str = ""    # what is odd about it, though it can
 
 
-def inspect_file(path: Path) -> Inspection:
+def inspect_file(path: Path, whites: Whites | None = None) -> Inspection:
     "Read a file as it will be read later, to see whether it can be."
     try:
         refuse_file(path)
-        kind, picture = read_grey(path)
+        kind, picture = read_grey(path, whites)
         suspicion = ""
         if picture.min() == picture.max():
             suspicion = "all of one grey level"
@@ -154,13 +163,17 @@ def left_out_lines(found: Folder, inspections: Sequence[Inspection]) -> list[str
 def preview(
     found: Folder,
     licence: str | None = None,   # as given by the user
+    white: float | None = None,   # of pictures with more than 8 bits, as given by the user
 ) -> list[str]:
     "Lines that say how a folder was read, and what looks wrong; every file is decoded, on all cores."
     files = [found.place / picture.file for picture in found.pictures]
+    whites = find_whites(files, white)
     with ThreadPoolExecutor(usable_cores()) as pool:
-        inspections = list(with_progress(pool.map(inspect_file, files), len(files), "reading"))
+        seen = pool.map(partial(inspect_file, whites=whites), files)
+        inspections = list(with_progress(seen, len(files), "reading"))
     return [
         *folder_summary(found, [seen.kind for seen in inspections if seen.kind], licence),
+        *white_remarks(whites),
         *split_lines(found.pictures),
         *duplicate_lines(found.pictures, inspections),
         *suspicious_lines(found.pictures, inspections),

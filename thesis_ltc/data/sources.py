@@ -32,7 +32,7 @@ from ..core.files import cache_folder, file_sha256, read_json
 from ..core.processes import usable_cores
 from ..core.provenance import digest
 from ..core.streams import generator, key
-from .decode import decode_files, decode_probes
+from .decode import decode_files, decode_probes, probe_whites, white_remarks
 from .fashion import RAW_SUMS, FetchError, fetch_fashion_mnist
 from .folders import Folder, Picture, understand
 from thesis_ltc.data.imageset import (
@@ -203,7 +203,7 @@ def read_covid_ct(name: str, folder: Path, pictures: list[ListedPicture]) -> Ima
     "Decode the listed pictures of COVID-CT's folder."
     files = [picture.file for picture in pictures]
     patients = manifest_patients(folder, files)
-    images, kinds, reasons = decode_files([folder / file for file in files])
+    images, kinds, reasons, whites = decode_files([folder / file for file in files])
     kept = [row for row in range(len(files)) if row not in reasons]
     if not kept:
         first = f"the first: {files[:1]} {list(reasons.values())[:1]}"
@@ -214,7 +214,8 @@ def read_covid_ct(name: str, folder: Path, pictures: list[ListedPicture]) -> Ima
         patients=np.array([(patients or files)[row] for row in kept]),
         split=published, split_name="official", accept_leakage=True, kinds=np.array(kinds),
         quarantine=[(printable(files[row]), reason) for row, reason in reasons.items()],
-        notes=(CONFLICT,) if patients else (unknown_patients("picture"), CONFLICT), **COVID_CT)
+        notes=(*([] if patients else [unknown_patients("picture")]), CONFLICT, *white_remarks(whites)),
+        **COVID_CT)
 
 # %% ../../nbs/data/40_sources.ipynb #read-image-folder
 def unchanged(found: Folder) -> tuple[list[Picture], list[tuple[str, str]]]:
@@ -246,10 +247,15 @@ def refuse_small_classes(found: Folder, labels: np.ndarray, quarantine: list[tup
             raise DataError(f"{message}; expected at least 3, one for each part{left_out}")
 
 # %% ../../nbs/data/40_sources.ipynb #read-image-folder2
-def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
-    "Decode the pictures of a folder to squares of a size in pixels."
+def read_image_folder(
+    name: str, found: Folder,
+    size: int = 256,                # side of the squares, in pixels
+    white: float | None = None,     # of pictures with more than 8 bits; by default it follows from all
+) -> ImageSet:
+    "Decode the pictures of a folder to squares."
     pictures, quarantine = unchanged(found)
-    images, kinds, reasons = decode_files([found.place / picture.file for picture in pictures], size)
+    files = [found.place / picture.file for picture in pictures]
+    images, kinds, reasons, whites = decode_files(files, size, white)
     quarantine += [(pictures[row].file, reason) for row, reason in reasons.items()]
     pictures = [picture for row, picture in enumerate(pictures) if row not in reasons]
     labels = np.array([found.classes.index(picture.label) for picture in pictures], np.int64)
@@ -261,6 +267,7 @@ def read_image_folder(name: str, found: Folder, size: int = 256) -> ImageSet:
     patients_known, published = pictures[0].patient is not None, pictures[0].split is not None
     notes = [] if patients_known else [unknown_patients("picture")]
     notes += [] if found.knows_positive else positive_line(found.classes, False)
+    notes += white_remarks(whites)
     return ImageSet(
         name=name, images=images, labels=labels, names=column(lambda picture: picture.file),
         patients=column(lambda picture: picture.patient or picture.file),
@@ -280,7 +287,7 @@ FORMAT = 1   # of a stored set; raise it when a reader gives the same files othe
 def reader_digest() -> str:
     "Digest of what the readers make of probe files and labels; computed once per process."
     held = hold_out(np.arange(60) % 3, 9)
-    return digest(decode_probes(), row_orders("row-order", 8), held.tolist())
+    return digest(decode_probes(), probe_whites(), row_orders("row-order", 8), held.tolist())
 
 # %% ../../nbs/data/40_sources.ipynb #content
 def files_fingerprint(
