@@ -37,8 +37,9 @@ def seen(letter: str) -> str:
 
 def loose(name: str) -> str:
     "What names have in common that a person may have meant as one."
-    plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", canonical(name)))
-    return re.sub(r"(?<!\d)0+(?=\d)", "", plain)
+    plain = re.sub(r"[\s_\-‐-―]+", "-", unicodedata.normalize("NFKC", canonical(name)))
+    joined = re.sub(r"(?<!\d)-|-(?!\d)", "", plain)   # 10-1 and 101 stay apart
+    return re.sub(r"(?<!\d)0+(?=\d)", "", joined)
 
 # %% ../../nbs/data/05_names.ipynb #names-unify-code
 def unified(names: Iterable[str]) -> list[str]:
