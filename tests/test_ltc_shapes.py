@@ -20,7 +20,8 @@ def inputs_of(*axes: int) -> list[torch.Tensor]:
     tensors = [torch.randn(*axes, BATCH, STEPS, 4), torch.randn(*axes, BATCH, 6)]
     count = torch.Size(axes).numel()
     starts = [list(initial_parameters(WIRING).values()) for _ in range(count)]
-    tensors += [torch.stack(rows).unflatten(0, axes) if axes else rows[0] for rows in zip(*starts, strict=True)]
+    rows = zip(*starts, strict=True)
+    tensors += [torch.stack(row).unflatten(0, axes) if axes else row[0] for row in rows]
     return [tensor.double() for tensor in tensors]
 
 
@@ -33,13 +34,12 @@ def each_circuit(tensors: list[torch.Tensor], durations: torch.Tensor, axes: tup
     return torch.stack(found).unflatten(0, axes)
 
 
-def compare(found: torch.Tensor, right: torch.Tensor, durations: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    "Assert that outputs are equal, and their gradients of durations and sequence."
+def compare(found: torch.Tensor, right: torch.Tensor, leaves: list[torch.Tensor]) -> None:
+    "Assert that outputs are equal, and their gradients."
     torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
-    pull, leaves = torch.linspace(-1, 1, right.numel()).double().reshape(right.shape), (durations, tensors[0])
-    for ours, theirs in zip(*(torch.autograd.grad((outputs * pull).sum(), leaves) for outputs in (found, right)),
-                            strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    pull = torch.linspace(-1, 1, right.numel()).double().reshape(right.shape)
+    ours, theirs = (torch.autograd.grad((outputs * pull).sum(), leaves) for outputs in (found, right))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def read(sequence, durations, state, *parameters):
@@ -57,14 +57,14 @@ def test_circuits_mapped(samples, axes, own):
         tensor.requires_grad_()
     found = torch.vmap(read, (0, 0 if own else None, *[0] * 16))(tensors[0], durations, *tensors[1:])
     full = durations.reshape(OUTER if own else 1, STEPS, samples).expand(OUTER, STEPS, BATCH)
-    compare(found, each_circuit(tensors, full, (OUTER,)), durations, tensors)
+    compare(found, each_circuit(tensors, full, (OUTER,)), [durations, tensors[0]])
 
 
 @pytest.mark.parametrize("samples", [1, BATCH])
 @pytest.mark.parametrize("circuits", [None, 1, CIRCUITS])
 @pytest.mark.parametrize("own", [False, True])
 def test_stacks_of_circuits_mapped(samples, circuits, own):
-    "vmap over stacks of circuits; durations without an axis of circuits, with one of 1, and with one for each."
+    "vmap over stacks of circuits; durations without an axis of circuits, with one of 1, and one for each."
     tensors = inputs_of(OUTER, CIRCUITS)
     axes = [circuits] if circuits else []
     durations = 0.1 + torch.rand(*([OUTER] if own else []), *axes, STEPS, samples).double()
@@ -73,7 +73,7 @@ def test_stacks_of_circuits_mapped(samples, circuits, own):
     found = torch.vmap(read, (0, 0 if own else None, *[0] * 16))(tensors[0], durations, *tensors[1:])
     full = durations.reshape(OUTER if own else 1, circuits or 1, STEPS, samples)
     full = full.expand(OUTER, CIRCUITS, STEPS, BATCH)
-    compare(found, each_circuit(tensors, full, (OUTER, CIRCUITS)), durations, tensors)
+    compare(found, each_circuit(tensors, full, (OUTER, CIRCUITS)), [durations, tensors[0]])
 
 
 @pytest.mark.parametrize("samples", [1, BATCH])
@@ -98,7 +98,7 @@ def test_durations_of_another_shape_are_refused(shape):
         read(sequence, torch.ones(shape).double(), *others)
 
 
-@pytest.mark.parametrize("shape", [(3, STEPS, 1), (CIRCUITS, BATCH, STEPS), (CIRCUITS, 1), (CIRCUITS, STEPS, 2)])
+@pytest.mark.parametrize("shape", [(3, STEPS, 1), (CIRCUITS, BATCH, STEPS), (CIRCUITS, 1), (2, STEPS, 2)])
 def test_durations_of_other_circuits_are_refused(shape):
     sequence, *others = inputs_of(CIRCUITS)
     with pytest.raises(ValueError, match=r"durations are .*, but must be \(1, 7, 1\)"):
@@ -108,7 +108,7 @@ def test_durations_of_other_circuits_are_refused(shape):
 @pytest.mark.parametrize("place", [1, 2])
 def test_states_and_parameters_of_other_circuits_are_refused(place):
     tensors = inputs_of(CIRCUITS)
-    wrong = [tensor[:1] if place == 1 and number == 1 or place == 2 and number > 1 else tensor
-             for number, tensor in enumerate(tensors)]
-    with pytest.raises(ValueError, match=r"needs state \(2, 5, 'neurons'\) and parameters \(2, 'all'\), but got"):
+    wrong = [tensor[:1] if min(number, 2) == place else tensor for number, tensor in enumerate(tensors)]
+    expected = r"needs state \(2, 5, 'neurons'\) and parameters \(2, 'all'\), but got"
+    with pytest.raises(ValueError, match=expected):
         read(wrong[0], torch.ones(1, STEPS, 1).double(), *wrong[1:])
