@@ -166,7 +166,7 @@ def with_circuits(
     tensors: Sequence[Tensor],
     dims: Sequence[int | None],   # of each tensor, the mapped axis
     size: int,                    # length of the mapped axis
-    circuits: int | None,         # length of the axis of circuits that the tensors have; None if they have none
+    circuits: int | None,         # length of the tensors' own axis of circuits; None if they have none
 ) -> list[Tensor]:
     "Tensors with one leading axis of circuits; one for all circuits is repeated for each."
     mapped = []
@@ -351,7 +351,7 @@ def call_of(tensor: Tensor) -> Callable:
 def fitting_inputs(
     sequence: Tensor, durations: Tensor, state: Tensor, parameters: Tensor   # as in `read_sequence`, joined
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "The same, durations with the axes that the operator expects; raises ValueError for shapes that don't fit."
+    "The same, durations with the axes that the operator expects; raises ValueError for other shapes."
     *circuits, batch, steps, _ = sequence.shape
     if durations.ndim == 2 and circuits:
         durations = durations[None]
