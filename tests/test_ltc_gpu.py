@@ -150,6 +150,27 @@ def test_weights_far_from_zero():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@can_run
+def test_chunks_of_sensory_synapses_are_added(monkeypatch):
+    "A table in 1, 2, 4 and 16 chunks gives what the reference gives."
+    from thesis_ltc.ltc import gpu
+
+    torch.manual_seed(0)
+    circuit = LTC(ncp(13, 5, 3, 2, 4, 2, 3, 2), 2, "reference")
+    sequence, elapsed, state = torch.randn(1, 3, 4, 13), torch.rand(1, 4, 1) + 0.2, torch.randn(1, 3, 10)
+    pulls = torch.rand(1, 3, 4, 2), torch.rand(1, 3, 10)
+    inputs = (sequence[0], elapsed[0, :, 0], state[0])
+    right, exact = outputs_and_gradients(copies(circuit)[1], inputs, [pull[0] for pull in pulls])
+    for numbers, chunks in ((4096, 1), (128, 2), (64, 4), (16, 16)):
+        monkeypatch.setattr(gpu, "RECTANGLE", numbers)
+        wiring = circuit.wiring_list()
+        constants = gpu.read_shape(wiring[1], wiring[3], 10)[1]
+        assert constants["SENSORY_DEGREE"] // constants["CHUNK"] == chunks
+        outputs, gradients = through_kernels([circuit], sequence, elapsed, state, pulls)
+        assert max(relative_errors([output[0] for output in outputs], right)) < 1e-6
+        assert relative_error(gradients[0][0], exact[0]) < 1e-5
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", REPORT)
 def test_circuits_of_the_report_on_the_gpu(name):
@@ -216,4 +237,4 @@ def test_interpreted():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     report = done.stdout[-3000:] + done.stderr[-2000:]
-    assert done.returncode == 0 and re.search(r"\b3 passed", done.stdout), report
+    assert done.returncode == 0 and re.search(r"\b4 passed", done.stdout), report

@@ -58,10 +58,12 @@ def array_bytes(value: Tensor | np.ndarray) -> bytes:
 def capability(device: str) -> str:
     "Instruction set that PyTorch uses on a device: `AVX512 bf16`, `AVX512`, `AVX2`, `sm_90`."
     if device == "cuda":
-        return "sm_{}{}".format(*torch.cuda.get_device_capability())
+        off = "" if torch.backends.cudnn.enabled else ", cuDNN off"
+        return "sm_{}{}".format(*torch.cuda.get_device_capability()) + off
     bfloat16 = " bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else ""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")   # of convolutions, if it is set
-    return torch.backends.cpu.get_cpu_capability() + bfloat16 + (limit and f", oneDNN {limit}")
+    of_convolutions = (limit and f", oneDNN {limit}") if torch.backends.mkldnn.enabled else ", oneDNN off"
+    return torch.backends.cpu.get_cpu_capability() + bfloat16 + of_convolutions
 
 
 def device_name(device: str) -> str:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ORDER_COUNT', 'NUMBER', 'SHUFFLES', 'SHUFFLE', 'SHUFFLED', 'PATCH', 'ROW_STEPS', 'COLUMN_STEPS', 'CHANNEL_STEPS',
            'PATCHES', 'SCANS', 'ScanError', 'rows', 'columns', 'channels', 'whole', 'tiles', 'fitting_sizes',
-           'check_patches', 'patches', 'patches_of', 'step_orders', 'shuffled', 'shuffled_each', 'Scan', 'shuffle_scan',
-           'find_scan', 'image_regions']
+           'check_patches', 'patches', 'patches_of', 'draw_orders', 'step_orders', 'shuffled', 'shuffled_each', 'Scan',
+           'shuffle_scan', 'find_scan', 'image_regions']
 
 # %% ../../nbs/heads/30_scan.ipynb #scan-import
 import re
@@ -103,13 +103,19 @@ ORDER_COUNT = 1024   # orders that a sample can have
 
 
 @cache
-def step_orders(steps: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+def draw_orders(steps: int, count: int) -> np.ndarray:
     "So many orders (count, steps) of the steps, always the same ones, without the usual order."
     draw = np.random.default_rng(key(0, "order", steps))
     orders = np.stack([draw.permutation(steps) for _ in range(count)])
     usual = (orders == np.arange(steps)).all(1)
     orders[usual] = np.roll(orders[usual], 1, axis=1)
-    return torch.from_numpy(orders).to(device)
+    orders.flags.writeable = False
+    return orders
+
+
+def step_orders(steps: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    "The orders of `draw_orders`, as a tensor of the caller's own."
+    return torch.tensor(draw_orders(steps, count), device=device)
 
 # %% ../../nbs/heads/30_scan.ipynb #shuffles
 def shuffled(sequence: Tensor) -> Tensor:

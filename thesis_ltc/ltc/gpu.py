@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROGRAMS', 'RECTANGLE', 'softplus', 'logistic', 'synapse_parameters', 'membranes', 'spread', 'rate_of',
-           'read_sensory', 'unfold', 'read_kernel', 'reverse_quotient', 'zero_sums', 'add_gate', 'store_synapses',
-           'store_membranes', 'reverse_steps', 'reverse_sensory', 'reverse_kernel', 'make_table', 'table_of',
-           'multiprocessors', 'kernel_sizes', 'warps', 'read_shape', 'reverse_shape', 'forward', 'duration_gradients',
-           'backward']
+           'read_sensory', 'sensory_sums', 'unfold', 'read_kernel', 'reverse_quotient', 'zero_sums', 'add_gate',
+           'store_synapses', 'store_membranes', 'reverse_steps', 'reverse_sensory', 'reverse_kernel', 'make_table',
+           'table_of', 'multiprocessors', 'kernel_sizes', 'warps', 'read_shape', 'reverse_shape', 'forward',
+           'duration_gradients', 'backward']
 
 # %% ../../nbs/ltc/50_gpu.ipynb #27fca9ce
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def read_sensory(
     circuit, first, batch, steps, features, synapses, programs, at_input,
     ROWS: tl.constexpr, DEGREE: tl.constexpr, CHUNK: tl.constexpr,
 ):
-    "Conductance and drive of the sensory synapses, for every step: written to sums."
+    "Conductance and drive of the sensory synapses, for every step: written to sums, a part for each chunk."
     j = tl.arange(0, ROWS)
     for begin in range(0, DEGREE, CHUNK):
         k = tl.load(table + j[:, None] * DEGREE + begin + tl.arange(0, CHUNK)[None, :])
@@ -88,12 +88,20 @@ def read_sensory(
                 step = (circuit * batch + sample) * steps + t
                 potential = tl.load(sequence + step * features + f) * scale + shift
                 gate = weight * logistic(slope * (potential - midpoint))
-                conductance, drive = tl.sum(gate, 1), tl.sum(gate * reversal, 1)
-                if begin > 0:
-                    conductance += tl.load(sums + step * 2 * ROWS + j)
-                    drive += tl.load(sums + step * 2 * ROWS + ROWS + j)
-                tl.store(sums + step * 2 * ROWS + j, conductance)
-                tl.store(sums + step * 2 * ROWS + ROWS + j, drive)
+                part = sums + (step * (DEGREE // CHUNK) + begin // CHUNK) * 2 * ROWS
+                tl.store(part + j, tl.sum(gate, 1))
+                tl.store(part + ROWS + j, tl.sum(gate * reversal, 1))
+
+
+@triton.jit
+def sensory_sums(sums, step, j, ROWS: tl.constexpr, CHUNKS: tl.constexpr):
+    "Conductance and drive of the sensory synapses in a step, over all chunks."
+    first = sums + step * CHUNKS * 2 * ROWS + j
+    conductance, drive = tl.load(first), tl.load(first + ROWS)
+    for chunk in range(1, CHUNKS):
+        conductance += tl.load(first + chunk * 2 * ROWS)
+        drive += tl.load(first + chunk * 2 * ROWS + ROWS)
+    return conductance, drive
 
 # %% ../../nbs/ltc/50_gpu.ipynb #unfold
 @triton.jit
@@ -118,7 +126,7 @@ def read_kernel(
     sensory_source, source,                          # (synapses,)
     sensory_table, table,                            # (ROWS, degree), a row for each target
     motor, final, saved,                             # results of `forward`
-    sums,                                            # (circuits, batch, steps, 2, ROWS): scratch
+    sums,                                            # (circuits, batch, steps, chunks, 2, ROWS): scratch
     batch, steps, unfolds, features, neurons, motors, sensory_synapses, synapses, size, programs,
     own_durations, sample_durations, at_recurrent, at_membrane, at_input, at_output, epsilon,
     ROWS: tl.constexpr, SENSORY_DEGREE: tl.constexpr, CHUNK: tl.constexpr, DEGREE: tl.constexpr,
@@ -152,8 +160,8 @@ def read_kernel(
         for t in range(steps):
             step = place * steps + t
             rate = rate_of(durations, circuit, t, sample, batch, steps, own_durations, sample_durations)
-            conductance = tl.load(sums + step * 2 * ROWS + j) + leak + epsilon
-            drive = tl.load(sums + step * 2 * ROWS + ROWS + j) + leak * rest
+            conductance, drive = sensory_sums(sums, step, j, ROWS, SENSORY_DEGREE // CHUNK)
+            conductance, drive = conductance + leak + epsilon, drive + leak * rest
             for m in range(t * unfolds, (t + 1) * unfolds):
                 x, lost, inverse = unfold(
                     x, lost, conductance, drive, capacitance * rate,
@@ -365,9 +373,10 @@ def table_of(
 ) -> Tensor:          # (rows or more, degree or more) int32, both powers of two
     "The table of `neuron`, on its device; made again if the tensor has changed."
     tables = _tables.setdefault(neuron, {})
-    key = (rows, neuron._version)
+    key = (rows, 0 if neuron.is_inference() else neuron._version)
     if key not in tables:
-        tables[key] = make_table(neuron, rows).to(neuron.device)
+        with torch.inference_mode(False):   # what stays is an ordinary tensor
+            tables[key] = make_table(neuron, rows).to(neuron.device)
     return tables[key]
 
 # %% ../../nbs/ltc/50_gpu.ipynb #launch-sizes
@@ -441,7 +450,8 @@ def forward(
     motor = sequence.new_empty(circuits, batch, steps, sizes["motors"])
     final = torch.empty_like(state, memory_format=torch.contiguous_format)
     saved = sequence.new_empty(circuits if save else 0, batch, saved_rows(steps, unfolds), neurons)
-    sums = sequence.new_empty(circuits, batch, steps, 2, constants["ROWS"])
+    chunks = constants["SENSORY_DEGREE"] // constants["CHUNK"]
+    sums = sequence.new_empty(circuits, batch, steps, chunks, 2, constants["ROWS"])
     read_kernel[(circuits * sizes["programs"],)](
         *tensors, wiring[0], wiring[2], *tables, motor, final, saved, sums,
         **sizes, epsilon=EPSILON, **constants, SAVE=save, num_warps=num_warps,

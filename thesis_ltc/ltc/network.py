@@ -138,9 +138,11 @@ def restore_indices(circuit: nn.Module) -> None:
     "Make index buffers anew that are not those of the circuit's wiring, as after `to_empty`."
     if circuit.rest.is_meta:
         return
-    for name, right in zip(WIRING, wiring_tensors(circuit.wiring), strict=True):
+    with torch.inference_mode(False):   # what stays must be fit for training, whatever is read first
+        indices = [index.to(circuit.rest.device) for index in wiring_tensors(circuit.wiring)]
+    for name, right in zip(WIRING, indices, strict=True):
         part, end = name.split(".")
-        buffers, right = circuit.get_submodule(part)._buffers, right.to(circuit.rest.device)
+        buffers = circuit.get_submodule(part)._buffers
         there = buffers[end]
         if there.is_meta or there.device != right.device or not torch.equal(there, right):
             buffers[end] = right

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INPUTS', 'SCHEMAS', 'ALTERNATIVE', 'SUPPORTED', 'as_arrays', 'forward_on_cpu', 'backward_on_cpu', 'forward_on_gpu',
            'backward_on_gpu', 'saved_shape', 'forward_shapes', 'backward_shapes', 'keep_for_gradient', 'gradient',
-           'RefuseSecondDerivative', 'with_circuits', 'common_wiring', 'vmap_backward', 'register', 'DirectCall',
-           'VmapCall', 'functorch_active', 'needs_dispatcher', 'importable', 'available', 'supports', 'resolve_backend',
-           'call_of', 'read_sequence']
+           'RefuseSecondDerivative', 'with_circuits', 'circuit_count', 'common_wiring', 'vmap_backward', 'register',
+           'DirectCall', 'VmapCall', 'functorch_active', 'needs_dispatcher', 'importable', 'available', 'supports',
+           'resolve_backend', 'call_of', 'fitting_inputs', 'read_sequence']
 
 # %% ../../nbs/ltc/60_operator.ipynb #a7370df2
 import importlib.util
@@ -166,13 +166,21 @@ def with_circuits(
     tensors: Sequence[Tensor],
     dims: Sequence[int | None],   # of each tensor, the mapped axis
     size: int,                    # length of the mapped axis
-    single: bool,                 # whether the tensors have no axis of circuits yet
+    circuits: int | None,         # length of the tensors' own axis of circuits; None if they have none
 ) -> list[Tensor]:
-    "Tensors with one leading axis of circuits."
+    "Tensors with one leading axis of circuits; one for all circuits is repeated for each."
     mapped = []
     for tensor, dim in zip(tensors, dims, strict=True):
         mapped.append(tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0))
-    return mapped if single else [tensor.flatten(0, 1) for tensor in mapped]
+    if circuits is None:
+        return mapped
+    return [tensor.expand(-1, circuits, *tensor.shape[2:]).flatten(0, 1) for tensor in mapped]
+
+
+def circuit_count(tensor: Tensor, dim: int | None) -> int | None:
+    "Length of the axis of circuits that a mapped sequence has within; None if it has none."
+    axes = [length for axis, length in enumerate(tensor.shape) if axis != dim]
+    return axes[0] if len(axes) == 4 else None
 
 
 def common_wiring(wiring: Sequence[Tensor], dims: Sequence[int | None]) -> list[Tensor]:
@@ -195,13 +203,15 @@ def vmap_backward(
 ) -> tuple[tuple[Tensor, ...], tuple]:
     "`ltc_backward` under vmap."
     size, unfolds = info.batch_size, arguments[10]
-    single = arguments[2].ndim - (dims[2] is not None) == 3
-    inputs = with_circuits(arguments[:6], dims[:6], size, single)
+    circuits = circuit_count(arguments[2], dims[2])
+    inputs = with_circuits(arguments[:6], dims[:6], size, circuits)
     wiring = common_wiring(arguments[6:10], dims[6:10])
-    (saved,) = with_circuits(arguments[-1:], dims[-1:], size, False)
+    (saved,) = with_circuits(arguments[-1:], dims[-1:], size, circuits or 1)
     gradients = torch.ops.thesis_ltc.ltc_backward(*inputs, *wiring, unfolds, saved)
-    if not single:
+    if circuits is not None:
         gradients = [gradient.unflatten(0, (size, -1)) for gradient in gradients]
+        durations = arguments[3] if dims[3] is None else arguments[3].movedim(dims[3], 0)[0]
+        gradients[1] = gradients[1].sum_to_size(size, *durations.shape)
     return tuple(gradients), (0, 0, 0, 0)
 
 # %% ../../nbs/ltc/60_operator.ipynb #register
@@ -258,12 +268,12 @@ class VmapCall(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple]:
         size = info.batch_size
-        single = arguments[0].ndim - (dims[0] is not None) == 3
-        inputs = with_circuits(arguments[:4], dims[:4], size, single)
+        circuits = circuit_count(arguments[0], dims[0])
+        inputs = with_circuits(arguments[:4], dims[:4], size, circuits)
         wiring = common_wiring(arguments[4:8], dims[4:8])
         motor, final, saved = VmapCall.apply(*inputs, *wiring, *arguments[8:])
         saved = saved.reshape(size, len(saved) // size, *saved.shape[1:])
-        if not single:
+        if circuits is not None:
             motor, final = motor.unflatten(0, (size, -1)), final.unflatten(0, (size, -1))
         return (motor, final, saved), (0, 0, 0)
 
@@ -338,6 +348,27 @@ def call_of(tensor: Tensor) -> Callable:
     return torch.ops.thesis_ltc.ltc if needs_dispatcher(tensor) else DirectCall.apply
 
 
+def fitting_inputs(
+    sequence: Tensor, durations: Tensor, state: Tensor, parameters: Tensor   # as in `read_sequence`, joined
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "The same, durations with the axes that the operator expects; raises ValueError for other shapes."
+    *circuits, batch, steps, _ = sequence.shape
+    if durations.ndim == 2 and circuits:
+        durations = durations[None]
+    elif durations.ndim == 3 and not circuits and len(durations) == 1:
+        durations = durations[0]
+    of_circuits = [(count, *own) for count in (1, *circuits) for own in ((steps, 1), (steps, batch))]
+    fitting = of_circuits if circuits else [(steps, 1), (steps, batch)]
+    if tuple(durations.shape) not in fitting:
+        expected = " or ".join(map(str, dict.fromkeys(fitting)))
+        raise ValueError(f"durations are {tuple(durations.shape)}, but must be {expected}")
+    if tuple(state.shape[:-1]) != (*circuits, batch) or list(parameters.shape[:-1]) != circuits:
+        expected = f"state {(*circuits, batch, 'neurons')} and parameters {(*circuits, 'all')}"
+        got = f"{tuple(state.shape)} and {tuple(parameters.shape)}"
+        raise ValueError(f"a sequence {tuple(sequence.shape)} needs {expected}, but got {got}")
+    return sequence, durations, state, parameters
+
+
 def read_sequence(
     sequence: Tensor,               # (batch, steps, sensory), or (circuits, batch, steps, sensory)
     durations: Tensor,              # (steps, 1 or batch), or (1 or circuits, steps, 1 or batch), of an unfold
@@ -347,7 +378,7 @@ def read_sequence(
     unfolds: int,
 ) -> tuple[Tensor, Tensor]:         # outputs (..., batch, steps, motor), final state (..., batch, neurons)
     "The circuit reads a sequence, through the operator."
-    inputs = (sequence, durations, state, torch.cat(parameters, -1))
+    inputs = fitting_inputs(sequence, durations, state, torch.cat(parameters, -1))
     differentiable = functorch_active() or any(tensor.requires_grad for tensor in inputs)
     save = torch.is_grad_enabled() and differentiable
     motor, final, _ = call_of(sequence)(*inputs, *wiring, unfolds, save)

@@ -9,7 +9,7 @@ __all__ = ['FAN_LAYERS', 'WiringError', 'freeze', 'check_layers', 'check_synapse
 
 # %% ../../nbs/ltc/20_wiring.ipynb #78b6ef7e
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ncps.wirings
@@ -109,7 +109,7 @@ class Wiring:
         return FixedWiring(self)
 
     def __reduce__(self) -> tuple[type, tuple]:
-        return Wiring, tuple(vars(self).values())  # so that a copy is checked and frozen too
+        return Wiring, tuple(getattr(self, field.name) for field in fields(self))  # a copy is checked, too
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Wiring) and self.to_dict() == other.to_dict()

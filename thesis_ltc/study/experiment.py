@@ -29,7 +29,7 @@ from ..heads.models import BACKBONES, HEADS, Classifier, classifier, find_head
 from ..heads.sentence import CIRCUITS, Sentence, with_factors
 from ..training.objective import OBJECTIVES, SETTINGS
 from ..training.recipe import MEMORY_FORMATS, Recipe, resolve_device, resolve_precision
-from ..training.trunk import Trunk, read_trunk
+from ..training.trunk import Trunk, check_fit, read_trunk
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment-error
 class ExperimentError(ValueError):
@@ -340,10 +340,13 @@ class ResolvedExperiment:
 
 
 def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
-    "Fill in what follows from setting, machine and images, and read the trunk; TrunkError if it is missing."
+    "Fill in what follows from setting, machine and images, and read the trunk; TrunkError if it doesn't fit."
     filled = resolved(experiment)
     sentence = head_sentence(filled)
-    trunk = None if filled.trunk is None else read_trunk(filled.trunk)
+    trunk = None
+    if filled.trunk is not None:
+        trunk = read_trunk(filled.trunk)
+        check_fit(trunk, width=filled.width, image_size=filled.image_size)
     identifier = make_id(recorded_values(filled, trunk), data.digest)
     return ResolvedExperiment(filled, sentence, trunk, len(data.classes), data.digest, identifier)
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import sweep
+from ..core.processes import keep_memory
 from ..core.provenance import commit
 from ..data import load
 from ..data.audit import gate
@@ -250,17 +251,19 @@ def train_missing(
 ) -> dict[int, Exception]:
     "Train seeds that have no record, block by block; what ended those that failed."
     if job.trunk is not None:
-        check_trunk(job.trunk, job.experiment.width, data, data.digest)
+        check_trunk(job.trunk, data, data.digest)
     failures: dict[int, Exception] = {}
     waiting = list(seeds)
     models: dict[int, Classifier] = {}
-    while waiting:
-        block = make_block(job, waiting, place, data, models, echo)
-        waiting = [seed for seed in waiting if seed not in block.seeds]
-        try:
-            failures |= run_block(block)
-        except (ArithmeticError, ValueError) as error:
-            failures |= {seed: error for seed in block.seeds if not is_finished(block.folder(seed))}
+    keep_memory()
+    with reproducible(job.experiment.threads):
+        while waiting:
+            block = make_block(job, waiting, place, data, models, echo)
+            waiting = [seed for seed in waiting if seed not in block.seeds]
+            try:
+                failures |= run_block(block)
+            except (ArithmeticError, ValueError) as error:
+                failures |= {seed: error for seed in block.seeds if not is_finished(block.folder(seed))}
     return failures
 
 
@@ -299,7 +302,6 @@ def run_block(block: Block) -> dict[int, Exception]:
         if waiting:
             experiment = block.job.experiment
             check = stack.enter_context(interruptible())
-            stack.enter_context(reproducible(experiment.threads))
             show = stack.enter_context(progress(seeds_title(waiting), experiment.epochs))
             failures |= train_seeds(block, waiting, check, show)
         for seed in ours:

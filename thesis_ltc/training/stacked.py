@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.streams import torch_seeded
 from ..heads.circuit import ClosedForm
 from ..ltc import LTC
 from .objective import OBJECTIVES, one_hot_targets
@@ -147,10 +148,10 @@ class MappedNetwork:
             self.find_order(batch[0])
         shapes = [(*batch.shape[:2], *layer.shape) for layer in self.dropouts]
         masks = [batch.new_empty(shape, dtype=torch.float32) for shape in shapes]
-        for index, seed in enumerate(seeds):
-            torch.manual_seed(seed)
-            for layer, mask in zip(self.dropouts, masks, strict=True):
-                layer.draw_into(mask[index])
+        for index, seed in enumerate(seeds if masks else []):
+            with torch_seeded(seed):
+                for layer, mask in zip(self.dropouts, masks, strict=True):
+                    layer.draw_into(mask[index])
         return masks
 
     def find_order(self, batch: Tensor) -> None:

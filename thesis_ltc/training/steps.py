@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.provenance import Imprint, digest
-from ..core.streams import key
+from ..core.streams import key, torch_seeded
 from ..data.imageset import ImageSet
 from .inputs import Images, epoch_batches
 from .objective import OBJECTIVES, one_hot_targets
@@ -98,12 +98,12 @@ class Learner:
 
 def train_on(training: Training, batch: Tensor, labels: Tensor, dropout_seed: int) -> Tensor:
     "Take one step of one training: (3,) loss, length of the gradient, number of correct images."
-    torch.manual_seed(dropout_seed)
-    with autocast(training.recipe):
-        logits = training.model(batch)
-    loss = OBJECTIVES[training.recipe.objective](*one_hot_targets(logits, labels))
-    training.optimiser.zero_grad()
-    loss.backward()
+    with torch_seeded(dropout_seed):
+        with autocast(training.recipe):
+            logits = training.model(batch)
+        loss = OBJECTIVES[training.recipe.objective](*one_hot_targets(logits, labels))
+        training.optimiser.zero_grad()
+        loss.backward()
     gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
     length = torch.nn.utils.get_total_norm(gradients)
     training.optimiser.step()
