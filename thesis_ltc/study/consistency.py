@@ -169,6 +169,10 @@ def check_curves(record: Record, curves: Mapping[str, np.ndarray], of_curves: Fa
     for epoch in np.flatnonzero(~np.isclose(curves["learning_rate"], rates, rtol=1e-12, atol=0)) + 1:
         of_curves.add("learning_rate", f"epoch {epoch} has {curves['learning_rate'][epoch - 1]!r}, "
                                        f"but its experiment gives {rates[epoch - 1]!r}")
+    for split in ("train", "val"):
+        right = curves[f"{split}_accuracy"].astype(float) * sum(record.data.counts[split].values())
+        for epoch in np.flatnonzero(np.abs(right - np.rint(right)) > 1e-6 * np.maximum(right, 1)) + 1:
+            of_curves.add(f"{split}_accuracy", f"epoch {epoch} has {right[epoch - 1]:g} images right, not whole")
     faults.expect("epochs", record.epochs, epochs, "its curves have")
     faults.expect("stopped", record.stopped, stop_reason(losses, recipe), "its curves give")
     for when, epoch in {"best": best_epoch(losses), "last": epochs}.items():
@@ -336,8 +340,12 @@ def check_plan(
         for field in ("head", "threads", "device"):
             if field in cell and cell[field] not in (0, "auto"):
                 faults.expect(f"{place}, {field}", cell[field], values[field], "its records have")
-        stated = {"data": plan.get("data", values["data"])} | plan.get("fixed", {}) | cell.get("varied", {})
-        for field, value in stated.items():
+        faults.expect("data", plan.get("data", values["data"]), values["data"], f"{record.id} has")
+        varied = cell.get("varied", {})
+        for field, value in varied.items():
+            if value not in plan.get("vary", {}).get(field, [value]):
+                faults.add(f"vary, {field}", f"lacks {value!r}, which {record.id} has")
+        for field, value in (plan.get("fixed", {}) | varied).items():
             allowed = (value, DEFAULTS.get(field))   # the default, where a field has no effect on the head
             if field != "folder" and value is not None and values.get(field) not in allowed:
                 faults.add(f"{place}, {field}", f"is {value!r}, but its records have {values.get(field)!r}")
@@ -465,21 +473,32 @@ def check_files(shelf: Shelf, lines: list[str]) -> None:
             lines.append(f"{path}: {CRATE} names it, but it {state}")
 
 # %% ../../nbs/study/71_consistency.ipynb #run-faults
-UNCHECKED = {   # fields of a run that is not published, and why they are believed
-    "schema": "says how to read the record; one that can't be read is refused",
-    "loss": "of training and test images: needs the logits, of which predictions keep the probabilities",
-    "log_loss": "above its lower bound, if a probability is too small for float32",
+UNCHECKED = {   # by field, as `fnmatch` has it: what follows from nothing else, and why
+    "metrics.*.train.loss": "needs the logits, of which predictions keep the probabilities",
+    "metrics.*.test.loss": "needs the logits, of which predictions keep the probabilities",
+    # These are compared between the seeds of an experiment.
     "data.left_out": "needs the files", "data.notes": "need the files",
-    "data.shared_patients": "with leakage accepted: needs the files", "data.same_pictures": "needs the files",
-    "data.licence": "of a reader's own set: the reader states it",
-    "data.publishable": "of a reader's own set: the reader states it",
-    "parameters, macs": "need the network, 0.4 s an experiment; compared between seeds",
-    "peak_memory_bytes": "was measured", "device": "may be another machine's",
-    "versions": "may be another machine's",
-    "commit": "of another checkout", "finished": "was read from a clock",
-    "trunk.hash": "needs the trunk's maps", "memory": "needs the weights", "durations": "need the weights",
-    "travelled": "needs the weights of the start", "imprint": "`thesis-ltc confirm` makes it again",
-    "code": "of schema 1", "resumed": "was observed",
+    "data.same_pictures": "needs the files", "trunk.hash": "needs the trunk's maps",
+    "parameters.synapses": "needs the network, 0.4 s an experiment", "macs": "as parameters.synapses",
+    # These are not.
+    "peak_memory_bytes": "was measured", "device.*": "is another machine's",
+    "versions.*": "are another machine's", "commit": "is another checkout's",
+    "memory.*": "needs the weights", "durations.*": "need the weights", "travelled.*": "needs the weights",
+    "imprint.*": "`thesis-ltc confirm` makes it again", "resumed": "was observed",
+    "code": "of schema 1, whose code is gone",
+    # Of a run that isn't published all of these follow from its predictions.
+    "metrics.*.train.auc": "a shelf has the predictions of test images alone",
+    "metrics.*.train.log_loss": "a shelf has the predictions of test images alone",
+    "metrics.*.train.brier": "a shelf has the predictions of test images alone",
+    "metrics.*.train.ece": "a shelf has the predictions of test images alone",
+    "metrics.*.val.log_loss": "a shelf has the predictions of test images alone",
+    "metrics.*.val.brier": "a shelf has the predictions of test images alone",
+    "metrics.*.val.ece": "a shelf has the predictions of test images alone",
+    f"{HISTORIES}: train_loss*": "needs the logits of each step",
+    f"{HISTORIES}: val_*, between": "needs the logits of that epoch; it is above the lowest loss",
+    f"{PLAN}: question": "was written by its author", f"{PLAN}: hypothesis": "was written by its author",
+    f"{PLAN}: budget": "was written by its author", f"{PLAN}: margin.*": "was chosen by its author",
+    f"{PLAN}: primary": "was chosen by its author", f"{PLAN}: secondary": "was chosen by its author",
 }
 
 
