@@ -1,8 +1,13 @@
 """What the tests share: the repository's root, a tiny experiment, and where real data lies."""
+import json
 import os
 from pathlib import Path
 
 import pytest
+
+from thesis_ltc.core.files import write_json
+from thesis_ltc.study.crate import RECORDS
+from thesis_ltc.study.shelf import Shelf
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -23,3 +28,13 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("THESIS_LTC_DATA names no folder of real images")
     return Path(folder)
+
+
+def unpack_run(study: str, line: int, runs: Path) -> Path:
+    "The folder of a run as it was before its study was published, but for weights and predictions."
+    shelf = Shelf(ROOT / "results" / study)
+    record = json.loads((shelf.folder / RECORDS).read_text().splitlines()[line])
+    folder = runs / record["id"] / f"seed{record['seed']}"
+    write_json(folder / "record.json", record)
+    shelf.history(record["id"], record["seed"]).to_csv(folder / "history.csv", index=False)
+    return folder

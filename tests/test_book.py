@@ -9,12 +9,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import unpack_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from page_checks import browser, faults, report
 
 from thesis_ltc.book import build as book
 from thesis_ltc.book.kernels import POSSIBLE
-from thesis_ltc.core.files import PACKAGE, atomic_write, write_json
+from thesis_ltc.core.files import PACKAGE, atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(240)
@@ -54,7 +55,7 @@ import json"""
 TELLS = """\
 #| echo: false
 records = Path('..').glob('runs/*/seed*/record.json')
-print('scores', sorted(json.loads(path.read_text()) for path in records))"""
+print('scores', sorted(json.loads(path.read_text())["seed"] for path in records))"""
 WARM = """\
 #| echo: false
 import sys
@@ -139,12 +140,27 @@ def test_its_pages_can_be_read_in_a_browser(small):
 
 def test_only_pages_whose_records_changed_are_executed_again(small):
     before = executions(small)
-    write_json(small / "runs" / "digits_fc_s1_0a" / "seed0" / "record.json", 7)
+    unpack_run("assay", 7, small / "runs")
     assert book.build(small) == 0
     assert "scores [7]" in text_of(small, "nbs/index") and executions(small) == before
     shutil.rmtree(small / "runs")
     assert book.build(small) == 0
     assert "scores []" in text_of(small, "nbs/index") and executions(small) == before
+
+
+def test_results_that_were_changed_by_hand_fail_the_build(small, capfd):
+    "Of a run and of a published study; `tests/test_doctored.py` has every field."
+    record = unpack_run("assay", 7, small / "runs") / "record.json"
+    atomic_write(record, record.read_text().replace('"stopped": "epochs"', '"stopped": "early"'))
+    shutil.copytree(ROOT / "results" / "covid-ct", small / "results" / "covid-ct")
+    lines = small / "results" / "covid-ct" / "records.jsonl"
+    lines.write_bytes(lines.read_bytes().replace(b'"epoch":40', b'"epoch":39', 1))
+    assert book.build(small) == 1
+    said = capfd.readouterr().err
+    assert f"{record}, stopped: is 'early', but its curves give 'epochs'" in said
+    assert f"{lines}, line 1" in said and "metrics.last.epoch: is 39, but its curves give 40" in said
+    for folder in ("runs", "results"):
+        shutil.rmtree(small / folder)
 
 
 def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small, capfd):
@@ -164,17 +180,18 @@ def test_a_failed_experiment_is_shown_as_failed_and_its_page_goes_with_it(small,
 
 def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
     "In an experiment's notebook, and on a page that loads images."
-    folder = small / "runs" / "mine_fc_s1_0a"
+    hidden = unpack_run("end-to-end", 0, small / "runs").parent
     bitmap = new_output("display_data", {"text/html": "<img src='data:image/png;base64,AAAA'>"})
-    write_run(folder, new_code_cell("show()", outputs=[bitmap]), papermill={"end_time": "2022"})
-    write_json(folder / "seed0" / "record.json", {"data": {"publishable": False}})
+    write_run(hidden, new_code_cell("show()", outputs=[bitmap]), papermill={"end_time": "2022"})
     assert book.build(small) == 1
     assert "no record says that pictures of its images may be shown" in capfd.readouterr().err
-    html = small / "_build" / "html" / "appendix" / "mine_fc_s1_0a.html"
-    shown = html.read_text(encoding="utf-8")
+    html = small / "_build" / "html" / "appendix"
+    shown = (html / f"{hidden.name}.html").read_text(encoding="utf-8")
     assert "AAAA" not in shown and "Pictures were taken out" in shown
 
-    write_json(folder / "seed0" / "record.json", {"data": {"publishable": True}})
+    shutil.rmtree(hidden)
+    folder = unpack_run("assay", 0, small / "runs").parent
+    write_run(folder, new_code_cell("show()", outputs=[bitmap]), papermill={"end_time": "2022"})
     page = small / "nbs" / "other.ipynb"
     whole = page.read_text(encoding="utf-8")
     for source, status in ((DRAWS, 1), (f"#| pictures: digits, CC BY 4.0\n{DRAWS}", 0)):
@@ -183,7 +200,7 @@ def test_pictures_that_may_not_be_shown_fail_the_build(small, capfd):
         assert book.build(small) == status
         complains = "nbs/other.ipynb: the cell that begins `import matplotlib" in capfd.readouterr().err
         assert complains == bool(status)
-    assert "AAAA" in html.read_text(encoding="utf-8")
+    assert "AAAA" in (html / f"{folder.name}.html").read_text(encoding="utf-8")
     shutil.rmtree(small / "runs")
     atomic_write(page, whole)
 

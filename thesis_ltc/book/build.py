@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROGRESS', 'CITATION', 'EXPORTED_FROM', 'CLASSES', 'FUNCTIONS', 'DEFINED_BY', 'UNLOADED', 'LOADED', 'NOTICE',
            'COLOUR', 'CLEAR_LINE', 'SPHINX', 'LOST', 'configure', 'allow_parallel_reading', 'outdated', 'notebooks_of',
-           'say', 'execute_first', 'before_writing', 'renew_menus', 'check_pictures', 'forget_failure', 'add_citation',
-           'describe_pictures', 'defining_page', 'link_sources', 'remove_unloaded', 'setup', 'relay', 'build',
-           'conclusion']
+           'say', 'execute_first', 'before_writing', 'renew_menus', 'check_pictures', 'check_results', 'forget_failure',
+           'add_citation', 'describe_pictures', 'defining_page', 'link_sources', 'remove_unloaded', 'setup', 'relay',
+           'build', 'conclusion']
 
 # %% ../../nbs/book/60_build.ipynb #build-imports
 import html
@@ -31,6 +31,7 @@ from .pictures import unexplained
 from .record_pages import collect_records
 from ..core.processes import child_process, usable_cores
 from ..core.provenance import commit
+from ..study.consistency import results_faults
 
 # %% ../../nbs/book/60_build.ipynb #configure
 def configure(app: Any, config: Any) -> None:
@@ -101,7 +102,15 @@ def check_pictures(app: Any, env: Any) -> None:
     from thesis_ltc.book.execution import executed_pages
 
     for line in unexplained(executed_pages(Path(app.srcdir))):
-        getLogger(__name__).warning(line)
+        getLogger(__name__).warning("%s", line)
+
+
+def check_results(app: Any) -> None:
+    "Warn of published studies and finished runs that were changed by hand, before any page reads them."
+    from sphinx.util.logging import getLogger
+
+    for line in results_faults(Path(app.srcdir)):
+        getLogger(__name__).warning("%s", line)
 
 
 def forget_failure(app: Any, exception: Exception | None) -> None:
@@ -193,6 +202,7 @@ def setup(app: Any) -> dict[str, bool | int]:
     "Connect the hooks; Sphinx calls this."
     app.connect("config-inited", configure)
     app.connect("builder-inited", allow_parallel_reading, priority=900)
+    app.connect("builder-inited", check_results)
     app.connect("env-get-outdated", outdated)
     app.connect("env-before-read-docs", execute_first)
     app.connect("doctree-read", describe_pictures)

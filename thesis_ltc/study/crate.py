@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import file_sha256, read_json, repository, write_json
 from ..core.software import CODEMETA, authors, licence_address
 from ..data.croissant import image_sets
+from .checksums import CHECKSUMS
 from .record import Record, RecordError, parse_record
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FILE_MEANINGS = {   # of a published study: meaning and format
     PREDICTIONS: ("outputs for the test images, with keys of picture and patient",
                   "application/vnd.apache.parquet"),
     REPLAYS: ("which experiments were replayed, and whether they gave the same numbers", "application/json"),
+    CHECKSUMS: ("checksums of each run and each field of the other files", "application/json"),
 }
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAME', 'ABOUT', 'NOT_STARTED', 'NOT_PUBLISHED', 'STATUS_FIELDS', 'make_plan', 'resolve_cells', 'plan_cell',
-           'notebook_values', 'trunk_run', 'plan_name', 'load_plans', 'plan_file_name', 'name_of', 'find_plan',
-           'has_both', 'states', 'run_status', 'is_complete', 'cell_failure', 'start_command']
+           'notebook_values', 'trunk_run', 'plan_name', 'named_with', 'load_plans', 'plan_file_name', 'name_of',
+           'find_plan', 'has_both', 'states', 'run_status', 'is_complete', 'cell_failure', 'start_command']
 
 # %% ../../nbs/study/65_plan.ipynb #imports
 import hashlib
@@ -97,9 +97,14 @@ def trunk_run(study: Study, runs: Path) -> Path | None:
 
 def plan_name(study: Study) -> str:
     "The study's name; with a hash of what a command overrides, so that neither replaces the other."
-    if not study.overrides:
-        return study.name
-    return f"{study.name}-{hashlib.sha256(repr(sorted(study.overrides.items())).encode()).hexdigest()[:8]}"
+    return named_with(study.name, study.overrides)
+
+
+def named_with(study: str, overrides: dict[str, Any]) -> str:
+    "The name of a plan from its study's, and from what a command overrides."
+    if not overrides:
+        return study
+    return f"{study}-{hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:8]}"
 
 # %% ../../nbs/study/65_plan.ipynb #load-plans
 def load_plans(*directories: str | Path) -> list[dict[str, Any]]:

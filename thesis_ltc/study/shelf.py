@@ -8,6 +8,7 @@ __all__ = ['MANY_IMAGES', 'PRIVATE', 'shelf_predictions', 'in_a_byte', 'correct_
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import atomic_write, read_json, write_json
+from .checksums import CHECKSUMS, grid_checksums, table_cells, value_cells
 from .crate import HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
 from .plan import name_of, start_command, states
 from .record import Record, RecordError, parse_record, record_line
@@ -131,6 +133,7 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
     write_table(folder / HISTORIES, histories)
     if outputs:
         write_table(folder / PREDICTIONS, outputs)
+    write_json(folder / CHECKSUMS, Shelf(folder).checksums())
 
 
 def read_history(run: Path) -> pd.DataFrame:
@@ -170,6 +173,16 @@ class Shelf:
                 except RecordError as error:
                     yield RecordError(f"line {number}: {error}")
 
+    def checksums(self) -> dict[str, Any]:
+        "Checksums of its plan, records and tables, as they are now."
+        lines = (self.folder / RECORDS).read_bytes().splitlines()
+        found = {
+            PLAN: grid_checksums([value_cells(self.plan)]),
+            RECORDS: grid_checksums(value_cells(json.loads(line)) for line in lines),
+            HISTORIES: grid_checksums(table_cells(self.histories))}
+        if self.predictions is not None:
+            found[PREDICTIONS] = grid_checksums(table_cells(self.predictions))
+        return found
 
     @cached_property
     def histories(self) -> pd.DataFrame:

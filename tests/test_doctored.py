@@ -1,0 +1,290 @@
+"""Results that were changed by hand: every field of records, curves, predictions and plans, one at a time.
+
+All pass through `thesis_ltc.study.consistency`, which the book's build calls before it reads a page. Once,
+what was changed is left to the checksums. Once, whoever changed it has made the checksums again: then it is
+found by what contradicts it, or it is among the fields in `UNCHECKED`, with the reason why it can't be found.
+"""
+import json
+import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, TINY
+
+from thesis_ltc.core.files import read_json, write_json
+from thesis_ltc.study import Experiment
+from thesis_ltc.study.checksums import CHECKSUMS, value_cells
+from thesis_ltc.study.consistency import (
+    SHARED,
+    UNCHECKED,
+    check_checksums,
+    check_shelf_records,
+    remembered,
+    results_faults,
+    run_faults,
+    runs_faults,
+    shelf_faults,
+)
+from thesis_ltc.study.crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
+from thesis_ltc.study.runs import run_all
+from thesis_ltc.study.shelf import Shelf, find_shelves
+
+pytestmark = pytest.mark.timeout(300)
+
+
+# The study, the run, and how they are changed
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    "The trunk and two seeds of one head of the study `controls`, as a study of their own."
+    published = Shelf(ROOT / "results" / "controls")
+    first = published.plan["cells"][0]
+    plan = published.plan | {"cells": [first | {"seeds": first["seeds"][:2]}]}
+    kept = {plan["trunk"], *(f"{cell['id']}/seed{seed}" for cell in plan["cells"] for seed in cell["seeds"])}
+    folder = tmp_path_factory.mktemp("results") / "controls"
+    lines = (published.folder / RECORDS).read_text().splitlines(keepends=True)
+    here = [line for line in lines if f"{json.loads(line)['id']}/seed{json.loads(line)['seed']}" in kept]
+    write_json(folder / PLAN, plan)
+    (folder / RECORDS).write_text("".join(here))
+    for file, table in ((HISTORIES, published.histories), (PREDICTIONS, published.predictions)):
+        places = table.id.astype(str) + "/seed" + table.seed.astype(str)
+        table[places.isin(kept)].to_parquet(folder / file, index=False)
+    write_json(folder / REPLAYS, {"experiments": {}})
+    protect(folder)
+    assert shelf_faults(folder) == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    "A run that is not published; its predictions have all splits."
+    runs = tmp_path_factory.mktemp("runs")
+    values = TINY | {"image_size": 48, "head": "fc", "epochs": 2, "device": "cpu"}
+    (record,) = run_all(Experiment(**values), [0], runs, echo=lambda history: None)
+    return runs / record["id"] / "seed0"
+
+
+def protect(folder: Path) -> None:
+    "Make checksums and metadata again, as somebody does who wants a change to pass."
+    write_json(folder / CHECKSUMS, Shelf(folder).checksums())
+    write_crate(folder, folder.name)
+
+
+@pytest.fixture
+def copy(shelf, tmp_path) -> Path:
+    return shutil.copytree(shelf, tmp_path / shelf.name)
+
+
+def changed(value: Any) -> Any:
+    "Another value of the same type; 7 instead of null."
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1 if isinstance(value, int) else value * 0.9 + 0.0571
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, list):
+        return [changed(value[0]), *value[1:]] if value else ["x"]
+    return {**value, "x": 1} if isinstance(value, dict) else 7
+
+
+def leaves(values: dict, place: tuple = ()) -> Iterator[tuple]:
+    "The places of all values in nested mappings, as `value_cells` has them."
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*place, name))
+        else:
+            yield (*place, name)
+
+
+def fields(record: dict) -> list[tuple]:
+    "The places of all values of a record; of its trained tensors, which are many, those of the first."
+    first = next(iter(record["travelled"]))
+    return [place for place in leaves(record) if place[0] != "travelled" or place[1] == first]
+
+
+def with_change(values: dict, place: tuple) -> dict:
+    "Nested mappings in which one value is another."
+    first, *rest = place
+    return values | {first: with_change(values[first], tuple(rest)) if rest else changed(values[first])}
+
+
+def write_line(folder: Path, number: int, values: dict) -> None:
+    lines = (folder / RECORDS).read_text().splitlines()
+    lines[number] = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    (folder / RECORDS).write_text("\n".join(lines) + "\n")
+
+
+def faults_of(check, folder: Path) -> list[str]:
+    lines: list[str] = []
+    try:
+        check(Shelf(folder), lines)
+    except Exception as error:  # noqa: BLE001, as `shelf_faults` has it
+        lines.append(f"{folder}: {type(error).__name__}: {error}")
+    return lines
+
+
+# Every field
+
+
+LINE = 2   # of the second seed
+
+
+def test_every_field_of_a_record_has_a_checksum(copy):
+    record = json.loads((copy / RECORDS).read_text().splitlines()[LINE])
+    assert {".".join(place) for place in leaves(record)} == set(value_cells(record))
+    assert len(fields(record)) > 150
+    for place in fields(record):
+        write_line(copy, LINE, with_change(record, place))
+        (said,) = faults_of(check_checksums, copy)
+        run = f"{record['id']}/seed{record['seed']}"
+        assert said.startswith(f"{copy / RECORDS}, {run}, {'.'.join(place)}: not as it was published")
+
+
+def test_a_record_contradicts_itself_wherever_it_can(copy):
+    record = json.loads((copy / RECORDS).read_text().splitlines()[LINE])
+    silent = set()
+    for place in fields(record):
+        write_line(copy, LINE, with_change(record, place))
+        said = faults_of(check_shelf_records, copy)
+        assert all(str(copy) in line for line in said)
+        if not any(RECORDS in line for line in said):
+            silent.add(".".join(place))
+    assert_known(silent)
+    compared = ("resumed", "code", *SHARED)   # two that this record lacks; and with the other seed
+    listed = [pattern for pattern in UNCHECKED if ": " not in pattern and not pattern.startswith(compared)]
+    assert [pattern for pattern in listed if not any(fnmatchcase(name, pattern) for name in silent)] == []
+
+
+def assert_known(silent: set[str]) -> None:
+    "What isn't found is listed with its reason."
+    assert {name for name in silent if not any(fnmatchcase(name, pattern) for pattern in UNCHECKED)} == set()
+
+
+@pytest.mark.parametrize("file", [HISTORIES, PREDICTIONS])
+def test_every_column_of_a_table(copy, file):
+    "At the last row of a run, which is that of the last epoch; and at one between."
+    table = pd.read_parquet(copy / file)
+    run = table.id.astype(str).iloc[-1], table.seed.iloc[-1]
+    rows = np.flatnonzero((table.id == run[0]) & (table.seed == run[1]))
+    silent = set()
+    for column in table:
+        for row, when in ((rows[-1], "last"), (rows[len(rows) // 2], "between")):
+            doctored = table.astype({name: object for name in ("id", "picture", "patient") if name in table})
+            value = doctored[column].iloc[row]
+            doctored.loc[row, column] = changed(value if isinstance(value, str) else value.item())
+            doctored.to_parquet(copy / file, index=False)
+            said = faults_of(check_checksums, copy)
+            assert said and all(line.startswith(str(copy / file)) for line in said)
+            assert column in ("id", "seed") or column in said[0]
+            if not faults_of(check_shelf_records, copy):
+                silent.add(f"{file}: {column}, {when}")
+    assert_known(silent)
+
+
+def test_every_field_of_a_plan(copy):
+    plan, silent = read_json(copy / PLAN), set()
+    cells = [(("cells", number), cell) for number, cell in enumerate(plan["cells"])]
+    for place in [*leaves(plan), *[(*where, *inner) for where, cell in cells for inner in leaves(cell)]]:
+        if len(place) > 2 and place[0] == "cells":
+            _, number, *rest = place
+            inner = {number: with_change(plan["cells"][number], tuple(rest))}
+            doctored = plan | {"cells": [inner.get(n, cell) for n, cell in enumerate(plan["cells"])]}
+        elif place == ("cells",):
+            doctored = plan | {"cells": plan["cells"][1:]}
+        else:
+            doctored = with_change(plan, place)
+        write_json(copy / PLAN, doctored)
+        assert faults_of(check_checksums, copy), place
+        if not faults_of(check_shelf_records, copy):
+            silent.add(f"{PLAN}: {'.'.join(str(part) for part in place)}")
+    assert_known(silent)
+
+
+def test_every_field_of_a_run_that_is_not_published(run, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(run.parent, runs / run.parent.name)
+    folder = runs / run.parent.name / run.name
+    assert run_faults(folder) == [] == runs_faults(runs)
+    record, silent = read_json(folder / "record.json"), set()
+    for place in fields(record):
+        write_json(folder / "record.json", with_change(record, place))
+        said = run_faults(folder)
+        assert all(str(folder) in line for line in said)
+        if not said:
+            silent.add(".".join(place))
+    assert_known(silent)
+    of_predictions = ("auc", "log_loss", "brier", "ece")   # of all splits
+    assert not any(name.endswith(of_predictions) for name in silent)
+    write_json(folder / "record.json", record)
+    curves = (folder / "history.csv").read_text()
+    (folder / "history.csv").write_text(curves.replace("\n2,", "\n3,"))
+    assert f"{folder / 'history.csv'}, epoch: " in run_faults(folder)[0]
+
+
+# Other kinds of change
+
+
+def cut(share: float):
+    return lambda data: data[:int(len(data) * share)]
+
+
+@pytest.mark.parametrize("file", [RECORDS, HISTORIES, PREDICTIONS, PLAN, CHECKSUMS, CRATE])
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_file_that_was_cut_is_named(copy, file, share):
+    (copy / file).write_bytes(cut(share)((copy / file).read_bytes()))
+    assert file in "\n".join(shelf_faults(copy))
+
+
+@pytest.mark.parametrize("file", [RECORDS, HISTORIES, PREDICTIONS, PLAN, CHECKSUMS, CRATE, REPLAYS])
+def test_a_file_that_is_gone_is_named(copy, file):
+    (copy / file).unlink()
+    assert file in "\n".join(shelf_faults(copy))
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 2, 1], [0, 1, 2, 2], [1, 2]])
+def test_lines_are_those_of_the_plan_even_with_new_checksums(copy, order):
+    lines = (copy / RECORDS).read_text().splitlines(keepends=True)
+    (copy / RECORDS).write_text("".join(lines[number] for number in order))
+    protect(copy)
+    assert f"{copy / RECORDS}, runs: its lines " in "\n".join(shelf_faults(copy))
+
+
+def test_replays_are_protected_by_the_metadata(copy):
+    write_json(copy / REPLAYS, {"experiments": {"x": {"state": "same"}}})
+    assert f"{copy / REPLAYS}: {CRATE} names it, but it was changed since" in "\n".join(shelf_faults(copy))
+
+
+def test_a_shelf_is_missing_its_records(tmp_path, copy):
+    "What is left of it is enough to notice."
+    shutil.copytree(copy, tmp_path / "results" / "controls", dirs_exist_ok=True)
+    (tmp_path / "results" / "controls" / RECORDS).unlink()
+    assert RECORDS in "\n".join(results_faults(tmp_path))
+
+
+def test_only_what_had_no_fault_is_remembered(copy, monkeypatch, tmp_path):
+    monkeypatch.setenv("THESIS_LTC_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def check(folder: Path) -> list[str]:
+        calls.append(folder)
+        return shelf_faults(folder)
+
+    assert remembered(copy, check) == remembered(copy, check) == [] and len(calls) == 1
+    text = (copy / RECORDS).read_text()
+    (copy / RECORDS).write_text(text.replace('"cores":', '"cores":1'))
+    assert remembered(copy, check) and remembered(copy, check) and len(calls) == 3
+    (copy / RECORDS).write_text(text)
+    assert remembered(copy, check) == [] and len(calls) == 3
+
+
+def test_all_published_studies_are_as_they_were_published():
+    shelves = find_shelves(ROOT / "results")
+    assert len(shelves) >= 9
+    assert [line for shelf in shelves for line in remembered(shelf.folder, shelf_faults)] == []
