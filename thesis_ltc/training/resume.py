@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.files import remove
 from ..core.provenance import Imprint, capability, device_name, imprint_digest
 from ..data.imageset import ImageSet
 from .checkpoint import load_model, load_tensors, pack_state, save_tensors, unpack
@@ -48,9 +49,7 @@ def save_epoch(training: Training) -> None:
         "resumed": training.resumed,
     }
     save_tensors(checkpoint_path(training.folder), pack_state(training.model, training.optimiser), state)
-    for path in training.folder.glob("best-*.safetensors"):
-        if path != best_weights:
-            path.unlink()
+    remove(*(path for path in training.folder.glob("best-*.safetensors") if path != best_weights))
 
 
 def load_best(folder: Path, history: list[dict], model: nn.Module) -> None:
