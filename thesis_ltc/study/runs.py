@@ -224,7 +224,8 @@ def is_finished(folder: Path) -> bool:
 def clean(folder: Path) -> None:
     "Remove what a finished run no longer needs; the checkpoint last, because it says that something remains."
     sweep(folder)
-    remove(*folder.glob("best-*.safetensors"), folder / "checkpoint.safetensors")
+    remove(*folder.glob("best-*.safetensors"))
+    remove(folder / "checkpoint.safetensors")
 
 # %% ../../nbs/study/30_runs.ipynb #train-missing
 @dataclass(eq=False)
