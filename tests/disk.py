@@ -1,6 +1,6 @@
 """Operations on a disk: logged, made to fail, and put together to what a crash may leave.
 
-All that the package writes passes `thesis_ltc.core.files.perform`. A log of it is a list of operations below a
+All that the package writes passes `thesis_ltc.core.files.perform`. A log of it lists the operations below a
 folder. A crash keeps the first of them, and may lose one that no `fsync` has ordered before the others.
 """
 import hashlib
@@ -103,9 +103,10 @@ def logged(folder: Path) -> Iterator[list[Operation]]:
             if found and operation == "rename":
                 found = [replace(found[0], target=paths[1].relative_to(folder).as_posix())]
             if found and operation == "remove tree":
-                inside = sorted(paths[0].rglob("*"), reverse=True)
-                found = [Operation("rmdir" if path.is_dir() else "remove", path.relative_to(folder).as_posix())
-                         for path in (*inside, paths[0])]
+                inside = [*sorted(paths[0].rglob("*"), reverse=True), paths[0]]
+                kinds = ["rmdir" if path.is_dir() else "remove" for path in inside]
+                names = [path.relative_to(folder).as_posix() for path in inside]
+                found = list(map(Operation, kinds, names))
             result = perform(operation, action, *paths, **options)
             if found and operation in ("write", "fsync") and paths[0].is_file():
                 found = [replace(found[0], content=paths[0].read_bytes())]
