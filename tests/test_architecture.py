@@ -1,4 +1,5 @@
 """The rules of the code: order of imports, style, length of cells; each notices a violation."""
+import ast
 import json
 import shutil
 import statistics
@@ -90,3 +91,86 @@ def test_no_exported_cell_is_long(root):
 def test_only_the_command_line_is_a_flat_module(root):
     modules = sorted(path.name for path in (root / "thesis_ltc").glob("*.py"))
     assert modules == ["__init__.py", "_modidx.py", "cli.py"]
+
+
+# Calls that change a disk: functions with the module that has them, and methods of a path or an object.
+FUNCTIONS = {
+    "os": {"replace", "rename", "renames", "remove", "unlink", "mkdir", "makedirs", "rmdir", "removedirs",
+           "link", "symlink", "truncate", "write", "fsync"},
+    "shutil": {"rmtree", "copy", "copy2", "copyfile", "copyfileobj", "copytree", "move"},
+    "np": {"save", "savez", "savez_compressed", "savetxt", "memmap"},
+    "torch": {"save"},
+}
+METHODS = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "touch", "symlink_to", "hardlink_to",
+           "tofile", "savefig", "save_as", "save_file", "open_memmap"}
+LAYER = "core/files.py"
+ELSEWHERE = {   # module and call, and why it may stand there
+    "book/appendix.py touch": "pages of the book are made again from the records",
+    "book/build.py rmdir": "pages of the book are made again from the records",
+    "book/build.py unlink": "pages of the book are made again from the records",
+    "book/dependencies.py unlink": "pages of the book are made again from the records",
+    "book/execution.py rmtree": "executed pages are a cache of Jupyter's",
+    "book/drawings.py savefig": "figures are drawn again",
+    "book/style.py savefig": "into memory",
+    "book/kernels.py rmtree": "sockets of a kernel, in a temporary folder",
+    "data/dicom.py mkdir": "a made-up series, for tests and pages",
+    "data/dicom.py save_as": "a made-up series, for tests and pages",
+    "data/fashion.py mkdir": "apt-get's lists, in a temporary folder",
+    "data/fashion.py touch": "apt-get's lists, in a temporary folder",
+    "data/packs.py memmap": "a nameless temporary file, whose room is reserved",
+    "data/packs.py ZipFile": "within `perform`",
+    "study/outcome.py write_text": "to /proc: resets the peak of memory",
+    "study/runner.py open": "the output of Snakemake, a log",
+}
+
+
+def calls_that_write(source: str) -> set[str]:
+    "Names of the functions that a module calls, or hands to `partial`, and that change a disk."
+    found = set()
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        function, given = call.func, call.args
+        if getattr(function, "id", "") == "partial":
+            function, given = given[0], given[1:]
+        name = getattr(function, "attr", getattr(function, "id", ""))
+        owner = getattr(getattr(function, "value", None), "id", None)
+        values = [*given, *(keyword.value for keyword in call.keywords)]
+        texts = [str(value.value) for value in values if isinstance(value, ast.Constant)]
+        is_mode = any(len(text) < 4 and set(text) & set("wax+") for text in texts)
+        is_path_method = name in ("replace", "rename") and len(given) == 1 and not call.keywords
+        is_opened = name in ("open", "ZipFile", "GzipFile", "TarFile") and is_mode
+        if name in METHODS or name in FUNCTIONS.get(owner, ()) or is_path_method or is_opened:
+            found.add(name)
+    return found
+
+
+def test_only_one_layer_writes(root):
+    found = {}
+    for path in sorted((root / "thesis_ltc").rglob("*.py")):
+        room = path.relative_to(root / "thesis_ltc").as_posix()
+        found |= {f"{room} {name}": room for name in calls_that_write(path.read_text()) if room != LAYER}
+    others, gone = sorted(set(found) - set(ELSEWHERE)), sorted(set(ELSEWHERE) - set(found))
+    assert not others, f"write through core.files, or say here why not: {others}"
+    assert not gone, f"these write no more: {gone}"
+    layer = calls_that_write((root / "thesis_ltc" / LAYER).read_text())
+    assert layer >= {"open", "replace", "rmtree", "unlink", "fsync"}
+
+
+@pytest.mark.parametrize(("source", "name"), [
+    ("open(path, 'w')", "open"), ("open(path, mode='ab')", "open"), ("path.open('r+')", "open"),
+    ("path.write_text(text)", "write_text"), ("path.rename(other)", "rename"),
+    ("path.replace(other)", "replace"), ("os.replace(one, two)", "replace"), ("np.save(path, a)", "save"),
+    ("shutil.copyfile(one, two)", "copyfile"), ("torch.save(a, path)", "save"),
+    ("partial(open, path, 'wb')", "open"), ("partial(path.unlink)", "unlink"),
+    ("zipfile.ZipFile(path, 'a')", "ZipFile"), ("os.makedirs(path)", "makedirs"),
+])
+def test_a_write_elsewhere_is_noticed(source, name):
+    assert calls_that_write(source) == {name}
+
+
+@pytest.mark.parametrize("source", [
+    "open(path)", "open(path, 'rb')", "text.replace('a', 'b')", "replace(experiment, seed=1)",
+    "data.save(folder)", "table.rename(columns=names)", "zipfile.ZipFile(path)", "atomic_write(path, text)",
+    "copy.copy(model)",
+])
+def test_reading_is_no_writing(source):
+    assert calls_that_write(source) == set()

@@ -19,7 +19,6 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -205,12 +204,14 @@ def run_notebook(
     "Execute the experiment notebook; an error in it is printed in a line, and the traceback is on its page."
     import papermill
 
+    from thesis_ltc.core.files import make_folder
+
     gpu = nullcontext()
     if values.get("device") == "cuda":
         from thesis_ltc.study.runner import one_gpu
 
         gpu = one_gpu()
-    page.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(page.parent)
     try:
         with gpu:
             execute_notebook(values, page)
@@ -245,13 +246,13 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
 # %% ../nbs/cli/10_cli.ipynb #keep-page
 def keep_page(values: dict[str, Any], page: Path) -> None:
     "Copy an executed notebook to the runs of its experiment, unless it lies there."
-    from thesis_ltc.core.files import read_json, repository
+    from thesis_ltc.core.files import atomic_write, read_json, repository
 
     runs = Path(values.get("runs") or repository() / "runs")
     if page.resolve().parent.parent == runs.resolve():
         return
     kept = runs / printed_id(read_json(page)) / "run.ipynb"
-    shutil.copyfile(page, kept)
+    atomic_write(kept, page.read_bytes())
     print(f"for the book: {kept}")
 
 

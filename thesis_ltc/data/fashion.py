@@ -18,7 +18,16 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..core.files import cache_folder, file_sha256, read_json, write_json
+from thesis_ltc.core.files import (
+    atomic_write,
+    cache_folder,
+    file_sha256,
+    make_folder,
+    read_json,
+    remove_tree,
+    replace_folder,
+    write_json,
+)
 
 # %% ../../nbs/data/35_fashion.ipynb #fetcherror
 class FetchError(ValueError):
@@ -89,11 +98,11 @@ def with_torchvision(folder: Path) -> None:
 # %% ../../nbs/data/35_fashion.ipynb #with-debian
 def with_debian(folder: Path) -> None:
     "Unpack Debian's package and let torchvision verify its files; needs neither root nor the system's lists."
-    (folder / RAW).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / RAW)
     with tempfile.TemporaryDirectory() as scratch:
         unpack_package(DEBIAN_PACKAGE, Path(scratch))
         for path in Path(scratch).rglob("*-ubyte.gz"):
-            (folder / RAW / path.name).write_bytes(as_published(path.read_bytes(), path.stem))
+            atomic_write(folder / RAW / path.name, as_published(path.read_bytes(), path.stem))
     with_torchvision(folder)
 
 # %% ../../nbs/data/35_fashion.ipynb #as-published
@@ -172,8 +181,8 @@ def fetch_into(folder: Path) -> None:
             return
         except (FetchError, OSError) as error:
             failures.append(f"{name} ({error})")
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            remove_tree(folder)
+            make_folder(folder)
     raise FetchError("Fashion-MNIST can't be had. Tried: " + "; ".join(failures))
 
 # %% ../../nbs/data/35_fashion.ipynb #fetch-fashion-mnist
@@ -182,13 +191,13 @@ def fetch_fashion_mnist() -> Path:
     folder = cache_folder() / "fashion-mnist"
     with FileLock(f"{folder}.lock"):
         if not intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
             aside = folder.with_name(".fashion-mnist.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
+            for litter in (folder, aside):
+                remove_tree(litter)
+            make_folder(aside)
             try:
                 fetch_into(aside)
-                aside.rename(folder)
+                replace_folder(aside, folder)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_tree(aside)
     return folder

@@ -6,24 +6,36 @@
 __all__ = ['SPLITS', 'IDENTITY', 'ROWS', 'COLUMN_TYPES', 'UNKNOWN_PATIENTS', 'FILES', 'SUMS', 'REMEDY', 'ImageSetError',
            'LeakageError', 'DamagedError', 'unknown_patients', 'read_only', 'check_arrays', 'refuse_rows',
            'check_classes', 'check_rows', 'describe_patient', 'refuse_leakage', 'in_one_spelling', 'freeze_fields',
-           'ImageFields', 'HashedImages', 'stratified_order', 'ImageSet', 'write_image_set', 'write_files',
-           'check_sums', 'read_image_set']
+           'ImageFields', 'HashedImages', 'stratified_order', 'ImageSet', 'write_array', 'write_image_set',
+           'write_files', 'check_sums', 'read_image_set']
 
 # %% ../../nbs/data/10_imageset.ipynb #e3950a92
 import hashlib
 import json
 import math
 import os
-import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from ..core.files import atomic_write, file_sha256, read_json, write_json
+from thesis_ltc.core.files import (
+    atomic_write,
+    file_sha256,
+    make_folder,
+    read_json,
+    remove_tree,
+    replace_folder,
+    temporary_name,
+    whole_file,
+    write_json,
+)
 from ..core.streams import generator
 from .names import canonical, distinct, groups_by, unified
 
@@ -322,6 +334,22 @@ class ImageSet(HashedImages):
         vars(data)["pixels"] = pixels
         return data
 
+# %% ../../nbs/data/10_imageset.ipynb #write-array
+def write_array(
+    path: Path,                      # of the `.npy` file
+    leading: tuple[int, ...],        # the first dimensions of the whole
+    portions: Iterable[np.ndarray],  # (n, ...), at least one; together the whole, in its order
+) -> None:
+    "Write an array to a file, portion by portion."
+    portions = iter(portions)
+    first = next(portions)
+    shape, kind = (*leading, *first.shape[1:]), np.lib.format.dtype_to_descr(first.dtype)
+    with whole_file(path, math.prod(shape) * first.itemsize) as file:
+        header = {"descr": kind, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for portion in chain([first], portions):
+            file.write(np.ascontiguousarray(portion).data)
+
 # %% ../../nbs/data/10_imageset.ipynb #write-folder
 FILES = ("images.npy", "rows.json", "meta.json")
 SUMS = "SHA256SUMS"
@@ -332,19 +360,20 @@ def write_image_set(data: ImageSet, folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {*FILES, SUMS}):
         raise ImageSetError(f"{folder} holds something other than a saved set, and is not replaced; "
                             "choose another folder, or empty it")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
+    aside = temporary_name(folder)
+    make_folder(aside)
     try:
         write_files(data, aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(aside, folder)
+        replace_folder(aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(aside)
 
 # %% ../../nbs/data/10_imageset.ipynb #write-files
 def write_files(data: ImageSet, folder: Path) -> None:
     "Write the files of a saved set into an empty folder."
-    np.save(folder / "images.npy", data.images, allow_pickle=False)
+    portions = (data.images[start : start + 1024] for start in range(0, max(1, len(data)), 1024))
+    write_array(folder / "images.npy", (len(data),), portions)
     rows = {name: getattr(data, name).tolist() for name in ROWS}
     rows["positions"] = [None if math.isnan(position) else position for position in rows["positions"]]
     write_json(folder / "rows.json", rows)

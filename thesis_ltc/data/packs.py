@@ -13,12 +13,12 @@ import csv
 import hashlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
+from ..core import files
 from ..core.processes import usable_cores
 from .decode import with_progress
 from .imageset import SPLITS, ImageSet
@@ -144,8 +145,13 @@ class PackWriter:
 
     def write(self, entry: Entry, png: Future) -> None:
         "Write an encoded image to the archive, and its row."
-        self.archive.writestr(member(len(self.rows)), png.result())
+        self.put(member(len(self.rows)), png.result())
         self.rows.append(manifest_row(entry))
+
+    def put(self, name: str, content: bytes | str, kind: int = zipfile.ZIP_STORED) -> None:
+        "Write a file into the archive."
+        write = partial(self.archive.writestr, name, content, kind)
+        files.perform("write", write, self.asides[-1], self.path)
 
 # %% ../../nbs/data/25_packs.ipynb #packer
 class Packer(PackWriter):
@@ -154,10 +160,16 @@ class Packer(PackWriter):
     def __enter__(self) -> Self:
         if self.path.suffix != ".zip":
             raise PackError(f"{self.path} is no name for a pack; expected one that ends in .zip")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        self.archive = zipfile.ZipFile(self.aside, "w", zipfile.ZIP_STORED)
+        files.make_folder(self.path.parent)
+        self.asides: list[Path] = []
+        self.begin_archive()
         return self
+
+    def begin_archive(self) -> None:
+        "Write to an empty archive from now on, under a temporary name."
+        self.asides.append(files.temporary_name(self.path))
+        create = partial(zipfile.ZipFile, self.asides[-1], "w")
+        self.archive = files.perform("create", create, self.asides[-1], self.path)
 
     def choose(
         self,
@@ -168,14 +180,17 @@ class Packer(PackWriter):
         if len(keep) != len(self.rows) or not chosen:
             raise PackError(f"{len(chosen)} of {len(keep)} images are chosen, {len(self.rows)} were added; "
                             "expected a choice for each, and at least one kept")
-        self.archive.close()
-        fewer = self.aside.with_suffix(".fewer.tmp")
-        with zipfile.ZipFile(self.aside) as old, zipfile.ZipFile(fewer, "w", zipfile.ZIP_STORED) as new:
+        self.close_archive()
+        self.begin_archive()
+        with zipfile.ZipFile(self.asides[-2]) as old:
             for number, row in enumerate(chosen):
-                new.writestr(member(number), old.read(member(row)))
-        os.replace(fewer, self.aside)
+                self.put(member(number), old.read(member(row)))
+        files.remove(self.asides[-2])
         self.rows = [self.rows[row] for row in chosen]
-        self.archive = zipfile.ZipFile(self.aside, "a", zipfile.ZIP_STORED)
+
+    def close_archive(self) -> None:
+        "Write the archive's directory."
+        files.perform("write", self.archive.close, self.asides[-1], self.path)
 
     def finish(self) -> None:
         "Write the manifest and the page about the set; raises PackError if a class has no image."
@@ -191,22 +206,22 @@ class Packer(PackWriter):
         about = self.about | {"size": self.size, "images": len(self.rows), "quarantine": self.quarantine,
                               "listed": self.listed, "notes": self.notes, "manifest_sha256": sha256}
         page = json.dumps(about, indent=1, ensure_ascii=False)
-        self.archive.writestr("manifest.csv", manifest, zipfile.ZIP_DEFLATED)
-        self.archive.writestr("about.json", page, zipfile.ZIP_DEFLATED)
+        self.put("manifest.csv", manifest, zipfile.ZIP_DEFLATED)
+        self.put("about.json", page, zipfile.ZIP_DEFLATED)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
             if error is None:
                 self.finish()
-                self.archive.close()
-                with open(self.aside, "rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(self.aside, self.path)
+                self.close_archive()
+                files.flush(self.asides[-1])
+                files.rename(self.asides[-1], self.path)
         finally:
-            self.archive.close()
-            self.aside.unlink(missing_ok=True)
-            self.aside.with_suffix(".fewer.tmp").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.archive.close()
+            with suppress(OSError):
+                files.remove(*self.asides)
 
 # %% ../../nbs/data/25_packs.ipynb #write-pack
 def set_entries(data: ImageSet, published: bool) -> Iterator[Entry]:
@@ -325,7 +340,8 @@ def packed_pictures(
 # %% ../../nbs/data/25_packs.ipynb #read-images2
 def read_images(path: Path, archive: zipfile.ZipFile, size: int, rows: list[list[str]]) -> np.ndarray:
     "All pictures as (n, 1, size, size) uint8, read on all cores."
-    images = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=(len(rows), 1, size, size))
+    room = files.mapped_scratch(len(rows) * size * size)
+    images = np.memmap(room, np.uint8, "r+", shape=(len(rows), 1, size, size))
 
     def fill(number: int, png: bytes) -> None:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
@@ -356,7 +372,7 @@ def read_pack(
             rows = read_manifest(path, archive, about)
             images = read_images(path, archive, about["size"], rows)
             return as_image_set(name, about, rows, images)
-    except PackError:
+    except (PackError, files.DiskIsFull):
         raise
     except Exception as error:  # noqa: BLE001, a hostile or damaged archive may fail anywhere
         found = f"damaged or no pack ({type(error).__name__}: {error})"

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -28,7 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from ..core.files import cache_folder, file_sha256, read_json
+from thesis_ltc.core.files import (
+    cache_folder,
+    file_sha256,
+    make_folder,
+    read_json,
+    remove_tree,
+    restore_folder,
+)
 from ..core.processes import usable_cores
 from ..core.provenance import digest
 from ..core.streams import generator, key
@@ -309,13 +315,14 @@ def cached(
     "The stored set, its images mapped into memory; built and stored if it is missing or damaged."
     content = json.dumps([FORMAT, reader_digest(), identity])
     folder = cache_folder() / "imagesets" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    folder.parent.mkdir(exist_ok=True)
+    make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):
+        restore_folder(folder)
         try:
             return ImageSet.load(folder)
         except DamagedError:
             for litter in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
-                shutil.rmtree(litter, ignore_errors=True)
+                remove_tree(litter)
             build().save(folder)
             return ImageSet.load(folder)
 

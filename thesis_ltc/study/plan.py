@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.files import read_json, write_json
+from ..core.files import read_json, visible_files, write_json
 from .definition import Study, StudyError
 from .experiment import OF_IMAGES, Experiment, ResolvedExperiment, resolve
 from .intervals import sides
@@ -111,7 +111,8 @@ def load_plans(*directories: str | Path) -> list[dict[str, Any]]:
     "Plans of studies that were started or published; of two with one name and its experiments, the first."
     plans: dict[tuple, dict] = {}
     for directory in directories:
-        for path in sorted([*Path(directory).glob("**/*.plan.json"), *Path(directory).glob("**/plan.json")]):
+        patterns = "**/*.plan.json", "**/plan.json"
+        for path in sorted(path for pattern in patterns for path in visible_files(Path(directory), pattern)):
             try:
                 plan = read_json(path)
                 key = plan_file_name(path), tuple(cell["id"] for cell in plan["cells"])

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ..core.files import repository
+from ..core.files import make_folder, repository
 from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
 from .plan import has_both, is_complete, states
@@ -115,7 +115,7 @@ def study_lock(name: str, runs: str | Path) -> FileLock:
 @contextmanager
 def hold_study(name: str, runs: str | Path) -> Iterator[None]:
     "Hold the study for this process; raises RunIsBusy if another process runs it."
-    Path(runs).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(runs))
     try:
         with study_lock(name, runs):
             yield

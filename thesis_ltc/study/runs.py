@@ -13,7 +13,7 @@ import copy
 import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from ..core.files import sweep
+from ..core.files import flush, make_folder, remove, sweep
 from ..core.processes import keep_memory
 from ..core.provenance import commit
 from ..data import load
@@ -225,8 +225,8 @@ def is_finished(folder: Path) -> bool:
 def clean(folder: Path) -> None:
     "Remove what a finished run no longer needs; the checkpoint last, because it says that something remains."
     sweep(folder)
-    for path in (*folder.glob("best-*.safetensors"), folder / "checkpoint.safetensors"):
-        path.unlink(missing_ok=True)
+    remove(*folder.glob("best-*.safetensors"))
+    remove(folder / "checkpoint.safetensors")
 
 # %% ../../nbs/study/30_runs.ipynb #train-missing
 @dataclass(eq=False)
@@ -374,7 +374,7 @@ def train_seeds(
     "Train seeds from their last whole epoch, and write results; each status says how its seed ended."
     statuses = {seed: Status(block.folder(seed), block.job.experiment.epochs) for seed in seeds}
     for status in statuses.values():
-        status.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(status.folder)
         sweep(status.folder)
     trainings: list[Training] = []
     failures: dict[int, Exception] = {}
@@ -422,7 +422,8 @@ def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: 
         said = f"{type(error).__name__}: {error}"
         if is_stop:
             said = f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {epochs}"
-        status.write("interrupted" if is_stop else "failed", epochs, said)
+        with suppress(OSError):   # the disk may be full: the first error is the one to show
+            status.write("interrupted" if is_stop else "failed", epochs, said)
 
 # %% ../../nbs/study/30_runs.ipynb #finish
 def finish(
@@ -438,7 +439,9 @@ def finish(
     epochs = {"best": best, "last": len(history)}
     metrics = Metrics(**{when: score_epoch(outputs[when], data, training.recipe.objective, epoch)
                          for when, epoch in epochs.items()})
-    write_record(folder / "record.json", make_record(job, prepared, training, metrics))
+    record = make_record(job, prepared, training, metrics)
+    flush(folder)   # the disk has the names of all that a record stands for, before it has the record
+    write_record(folder / "record.json", record)
 
 
 def predict_twice(

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..core.files import atomic_write, read_json, write_json
+from ..core.files import atomic_write, make_folder, read_json, write_json
 
 # %% ../../nbs/training/20_checkpoint.ipynb #checkpointerror
 class CheckpointError(ValueError):
@@ -105,7 +105,7 @@ def run_lock(
     wait: float = LOCK_WAIT,
 ) -> Iterator[None]:
     "Lock a run directory for this process; raises RunIsBusy, naming the writer, after `wait` seconds."
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     lock = filelock.FileLock(lock_path(folder), timeout=wait)
     try:
         lock.acquire()

@@ -10,9 +10,7 @@ __all__ = ['CHUNK', 'TrunkError', 'Trunk', 'is_run', 'find_trunk', 'read_trunk',
 # %% ../../nbs/training/40_trunk.ipynb #b8c1e611
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,10 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import read_json, repository, write_json
+from thesis_ltc.core.files import (
+    make_folder,
+    read_json,
+    remove_tree,
+    replace_folder,
+    repository,
+    restore_folder,
+    write_json,
+)
 from ..core.provenance import device_name, digest
 from ..core.streams import generator
-from ..data.imageset import ImageSet
+from ..data.imageset import ImageSet, write_array
 from ..heads import CRNet
 from ..heads.head import Head
 from .checkpoint import load_model, load_tensors, now, run_lock
@@ -182,22 +188,20 @@ def write_maps(
     maps_of: Callable[[int | None, np.ndarray], Tensor],   # of a pass, or of evaluation, and a chunk's images
 ) -> dict[str, Any]:                                       # hash of the content, shape of a map, dtype
     "Write the arrays `plain` and `passes`, chunk by chunk; maps are (images, channels, rows, rows)."
-    content, arrays = hashlib.sha256(), {}
-    parts = [("plain", None, rows) for rows in chunks(images)]
-    parts += [("passes", index, rows) for index in range(passes) for rows in chunks(training)]
-    for name, index, rows in parts:
-        maps = maps_of(index, rows)
-        stored = (maps.view(torch.uint16) if maps.dtype == torch.bfloat16 else maps).numpy()
-        if name not in arrays:
-            shape = (images,) if index is None else (passes, training)
-            path = folder / f"{name}.npy"
-            arrays[name] = np.lib.format.open_memmap(path, "w+", stored.dtype, (*shape, *stored.shape[1:]))
-        arrays[name][rows if index is None else (index, rows)] = stored
-        content.update(stored.tobytes())
-    for array in arrays.values():
-        array.flush()
-    dtype = str(maps.dtype).removeprefix("torch.")
-    return {"hash": content.hexdigest()[:16], "shape": list(maps.shape[1:]), "dtype": dtype}
+    content, about = hashlib.sha256(), {}
+
+    def stored(indices: Sequence[int | None], count: int) -> Iterator[np.ndarray]:
+        for index in indices:
+            for rows in chunks(count):
+                maps = maps_of(index, rows)
+                about.update(shape=list(maps.shape[1:]), dtype=str(maps.dtype).removeprefix("torch."))
+                array = (maps.view(torch.uint16) if maps.dtype == torch.bfloat16 else maps).numpy()
+                content.update(array.tobytes())
+                yield array
+
+    write_array(folder / "plain.npy", (images,), stored([None], images))
+    write_array(folder / "passes.npy", (passes, training), stored(range(passes), training))
+    return {"hash": content.hexdigest()[:16], **about}
 
 # %% ../../nbs/training/40_trunk.ipynb #write-backbone-maps
 @torch.no_grad()
@@ -241,13 +245,19 @@ def cached_folder(
     name = hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(directory) / name
     with run_lock(folder, wait=24 * 3600.0):   # the computation may take long
+        restore_folder(folder)
         if not all((folder / name).exists() for name in ("features.json", "plain.npy", "passes.npy")):
-            shutil.rmtree(folder, ignore_errors=True)
             part = folder.with_name(folder.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            write_json(part / "features.json", factors | make(part) | {"made": now()})
-            os.replace(part, folder)
+            for litter in (folder, part):
+                remove_tree(litter)
+            make_folder(part)
+            try:
+                write_json(part / "features.json", factors | make(part) | {"made": now()})
+                replace_folder(part, folder)
+            except BaseException:
+                with suppress(OSError):   # gigabytes, perhaps of a full disk
+                    remove_tree(part)
+                raise
     return folder
 
 
