@@ -65,7 +65,7 @@ def slopes(values: Sequence[float], width: float = 1e-5) -> list[float]:
 # %% ../../nbs/ltc/55_trial.ipynb #on-cpu
 def results_on_cpu(dtype: np.dtype, gradient: bool) -> list[float]:
     "Results of the compiled circuit of one neuron, or the derivatives of their sum."
-    from thesis_ltc.ltc import cpu_forward
+    from thesis_ltc.ltc import cpu_backward, cpu_forward
 
     shapes = (1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, len(PARAMETERS))   # one circuit, sample, step and neuron
     parts = np.split(np.array(VALUES, dtype), (1, 2, 3))
