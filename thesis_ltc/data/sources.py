@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from ..core.files import cache_folder, file_sha256, read_json
+from ..core.files import cache_folder, file_sha256, read_json, user_path
 from ..core.processes import usable_cores
 from ..core.provenance import digest
 from ..core.streams import generator, key
@@ -388,11 +388,11 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 def place_of(name: str, folder: str | Path | None) -> Path | None:
     "Where a set's files should lie: the given folder or pack, or one of its name below THESIS_LTC_DATA."
     if folder is not None:
-        return Path(folder).expanduser()
+        return user_path(folder)
     root = os.environ.get("THESIS_LTC_DATA")
     if not root:
         return None
-    place = Path(root).expanduser() / name
+    place = user_path(root) / name
     pack = place.with_name(f"{name}.zip")
     return pack if pack.is_file() and not place.is_dir() else place
 

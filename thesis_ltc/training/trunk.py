@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import read_json, repository, write_json
+from ..core.files import read_json, repository, user_path, write_json
 from ..core.provenance import device_name, digest
 from ..core.streams import generator
 from ..data.imageset import ImageSet
@@ -70,7 +70,7 @@ def is_run(place: Path) -> bool:
 
 def find_trunk(name: str) -> Path:
     "Directory of the run that a trunk's name leads to; raises TrunkError if there is none."
-    places = [Path(name).expanduser()]
+    places = [user_path(name)]
     if not places[0].is_absolute() and not is_run(places[0]):
         places.append(Path("runs") / name)
         with suppress(FileNotFoundError):   # outside a checkout
