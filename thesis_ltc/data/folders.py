@@ -26,7 +26,7 @@ from typing import NamedTuple
 from ..core.files import file_sha256
 from ..core.processes import usable_cores
 from .decode import SUFFIXES, UnreadableImage, read_grey, refuse_file, with_progress
-from .file_kinds import kind_by_name, other_kind
+from .file_kinds import first_of_other_kind, other_kind
 from .imageset import SPLITS
 
 # %% ../../nbs/data/20_folders.ipynb #foldererror
@@ -395,9 +395,9 @@ def check_folder(found: Folder) -> None:
         raise FolderError(
             f"{found.place} holds volumes, not pictures; write a volumes.csv with the columns volume and "
             "label, or volume and lesion, and use `thesis-ltc data import`")
-    others = [] if found.pictures else [file for file, _ in found.left_out if kind_by_name(file)]
-    if others:
-        raise FolderError(f"{found.place} holds no pictures; {other_kind(found.place / others[0])}")
+    other = None if found.pictures else first_of_other_kind(file for file, _ in found.left_out)
+    if other:
+        raise FolderError(f"{found.place} holds no pictures; {other_kind(found.place / other)}")
     if found.classes and {name.lower() for name in found.classes} <= PARTS:
         remedy = "give a manifest.csv with the columns file, label and split, or take the folders apart"
         raise FolderError(f"{found.place} has the folders {', '.join(found.classes)}, "
