@@ -1,7 +1,8 @@
 # A study's graph: one job an experiment, all its seeds inside. Started by `thesis-ltc study NAME`,
 # which writes the plan that is read here, so that nothing heavy is imported to build the graph.
 #
-# What must survive a failure is no declared output: Snakemake deletes the outputs of a failed job. The runs are
+# Patterns are relative to the folder of the runs, which Snakemake works in: the path of a checkout may hold braces, which
+# would be wildcards. What must survive a failure is no declared output: Snakemake deletes the outputs of a failed job. The runs are
 # untracked, the executed notebook is a log, and the only output is a mark that every seed has its record.
 import json
 from pathlib import Path
@@ -28,22 +29,22 @@ wildcard_constraints:
 
 rule all:
     input:
-        expand(f"{RUNS}/{{experiment}}/complete", experiment=list(CELLS)),
+        expand("{experiment}/complete", experiment=list(CELLS)),
 
 
 rule experiment:
     output:
-        touch(f"{RUNS}/{{experiment}}/complete"),
+        touch("{experiment}/complete"),
     log:
-        notebook=f"{RUNS}/{{experiment}}/run.ipynb",
-        text=f"{RUNS}/{{experiment}}/run.log",
+        notebook="{experiment}/run.ipynb",
+        text="{experiment}/run.log",
     priority: lambda wildcards: len(ORDER) - ORDER[wildcards.experiment]  # started in the order of the study's file
     threads: lambda wildcards: CELLS[wildcards.experiment]["threads"] or workflow.cores
     resources:
         gpu=lambda wildcards: int(CELLS[wildcards.experiment]["device"] == "cuda"),
     params:
-        python=PLAN["python"],
-        values=lambda wildcards: f"{RUNS}/{wildcards.experiment}/experiment.json",
+        python=lambda wildcards: PLAN["python"],
+        values=lambda wildcards: f"{wildcards.experiment}/experiment.json",
         seeds=lambda wildcards: f"seeds={json.dumps(CELLS[wildcards.experiment]['seeds'])}",
     shell:
         "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} {params.seeds:q} > {log.text:q} 2>&1"

@@ -212,7 +212,7 @@ caching.CacheImpl._locator_classes = []
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     from thesis_ltc.ltc import lanes
-print(lanes.OPTIONS["cache"], len([w for w in said if "NUMBA_CACHE_DIR" in str(w.message)]))
+print(lanes.STORED, len([w for w in said if "NUMBA_CACHE_DIR" in str(w.message)]))
 """
 WITHOUT_NUMBA = """
 import sys, warnings

@@ -8,12 +8,12 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'data', 'NAME', 'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME',
            'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'WHITE', 'INDEPENDENT', 'IGNORE_ID',
            'LICENCE', 'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED',
-           'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'main', 'parse_value', 'UsageError', 'parse_values',
-           'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run', 'read_values',
-           'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page', 'printed_id',
-           'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate', 'print_dry_run',
-           'load_named', 'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_', 'is_approved',
-           'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
+           'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value', 'UsageError',
+           'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run',
+           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page',
+           'printed_id', 'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate',
+           'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_',
+           'is_approved', 'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
@@ -29,7 +29,18 @@ from typing import Annotated, Any
 import typer
 
 # %% ../nbs/cli/10_cli.ipynb #app
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+class EscapingGroup(typer.core.TyperGroup):
+    "Commands that write what a terminal can't encode as escapes, their help included."
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):   # not in a notebook
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*arguments, **options)
+
+
+app = typer.Typer(
+    cls=EscapingGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -459,6 +470,7 @@ HIDES_PACK = ("{folder} is a folder, which would be found under the name {name} 
 
 def pack_path(name: str, to: Path | None) -> Path:
     "Where a set of this name is packed; raises UsageError for a name or a place that can't be."
+    from thesis_ltc.core.files import user_path
     from thesis_ltc.data.sources import NAME_PATTERN, SOURCES
 
     if not re.fullmatch(NAME_PATTERN, name) or name in SOURCES:
@@ -468,7 +480,7 @@ def pack_path(name: str, to: Path | None) -> Path:
     root = os.environ.get("THESIS_LTC_DATA")
     if not root:
         raise UsageError(NO_FOLDER)
-    folder = Path(root).expanduser() / name
+    folder = user_path(root) / name
     if folder.is_dir():
         raise UsageError(HIDES_PACK.format(folder=folder, name=name))
     return folder.with_name(f"{name}.zip")

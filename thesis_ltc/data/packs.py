@@ -29,6 +29,7 @@ from PIL import Image
 from ..core import files
 from ..core.processes import usable_cores
 from .decode import with_progress
+from .file_kinds import other_kind
 from .imageset import SPLITS, ImageSet
 
 # %% ../../nbs/data/25_packs.ipynb #packerror
@@ -375,6 +376,8 @@ def read_pack(
     except (PackError, files.DiskIsFull):
         raise
     except Exception as error:  # noqa: BLE001, a hostile or damaged archive may fail anywhere
+        if kind := other_kind(path):
+            raise PackError(kind) from error
         found = f"damaged or no pack ({type(error).__name__}: {error})"
         raise PackError(f"{path} is {found}; copy it again, or build it again") from error
 

@@ -34,6 +34,7 @@ from thesis_ltc.core.files import (
     read_json,
     remove_tree,
     restore_folder,
+    user_path,
 )
 from ..core.processes import usable_cores
 from ..core.provenance import digest
@@ -410,11 +411,11 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 def place_of(name: str, folder: str | Path | None) -> Path | None:
     "Where a set's files should lie: the given folder or pack, or one of its name below THESIS_LTC_DATA."
     if folder is not None:
-        return Path(folder).expanduser()
+        return user_path(folder)
     root = os.environ.get("THESIS_LTC_DATA")
     if not root:
         return None
-    place = Path(root).expanduser() / name
+    place = user_path(root) / name
     pack = place.with_name(f"{name}.zip")
     return pack if pack.is_file() and not place.is_dir() else place
 

@@ -148,7 +148,8 @@ def forget_threads() -> None:
     _threads = None
 
 
-os.register_at_fork(after_in_child=forget_threads)
+if hasattr(os, "register_at_fork"):   # not on Windows, which doesn't fork
+    os.register_at_fork(after_in_child=forget_threads)
 
 
 def run_units(work: Callable, units: int, gates: int, *arguments: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.files import read_json, visible_files, write_json
+from ..core.files import read_json, user_path, visible_files, write_json
 from .definition import Study, StudyError
 from .experiment import OF_IMAGES, Experiment, ResolvedExperiment, resolve
 from .intervals import sides
@@ -83,7 +83,7 @@ def plan_cell(job: ResolvedExperiment, values: dict[str, Any], study: Study) -> 
 def notebook_values(job: ResolvedExperiment, runs: Path) -> dict[str, Any]:
     "The values of an experiment for its notebook, with absolute paths."
     folder = job.experiment.folder
-    where = {"folder": str(Path(folder).expanduser().resolve())} if folder else {}
+    where = {"folder": str(user_path(folder).resolve())} if folder else {}
     return vars(job.experiment) | where | {"runs": str(runs.resolve())}
 
 

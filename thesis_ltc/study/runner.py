@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from ..core.files import make_folder, repository
+from ..core.files import make_folder, repository, user_path
 from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
 from .plan import has_both, is_complete, states
@@ -256,7 +256,7 @@ def make_folders_absolute() -> None:
     "Make the folders in environment variables absolute: jobs work in another folder than this process."
     for name in ("THESIS_LTC_DATA", "THESIS_LTC_CACHE"):
         if os.environ.get(name):
-            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+            os.environ[name] = str(user_path(os.environ[name]).resolve())
 
 # %% ../../nbs/study/80_runner.ipynb #run-snakemake
 def run_snakemake(command: list[str], plan: Mapping[str, Any], log: Path) -> int:
@@ -311,7 +311,8 @@ def one_gpu(
 # %% ../../nbs/study/80_runner.ipynb #gpu-lock
 def gpu_lock(gpu: str) -> FileLock:
     "The lock of a GPU among this user's jobs on this machine."
-    name = f"thesis_ltc-{getpass.getuser()}-gpu-{gpu}.lock"
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()   # a number may have no name
+    name = f"thesis_ltc-{user}-gpu-{gpu}.lock"
     return FileLock(Path(tempfile.gettempdir()) / name, is_singleton=False)
 
 

@@ -28,6 +28,7 @@ from thesis_ltc.core.files import (
     replace_folder,
     repository,
     restore_folder,
+    user_path,
     write_json,
 )
 from ..core.provenance import device_name, digest
@@ -76,7 +77,7 @@ def is_run(place: Path) -> bool:
 
 def find_trunk(name: str) -> Path:
     "Directory of the run that a trunk's name leads to; raises TrunkError if there is none."
-    places = [Path(name).expanduser()]
+    places = [user_path(name)]
     if not places[0].is_absolute() and not is_run(places[0]):
         places.append(Path("runs") / name)
         with suppress(FileNotFoundError):   # outside a checkout
