@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NOT_DICOM', 'NOT_A_SERIES', 'PLACE', 'FRAME_GROUPS', 'OF_ALL_FRAMES', 'SHARED', 'RESAMPLE', 'MISSING', 'series_files',
-           'read_without_preamble', 'read_dataset', 'DicomSlice', 'check_kind', 'check_slice', 'frame_headers',
-           'read_slice_headers', 'hounsfield_units', 'check_one_series', 'shared_value', 'check_series', 'slice_label',
-           'check_stack', 'series_affine', 'Stack', 'missing_remarks', 'series_errors', 'read_stack', 'stack_voxels',
-           'read_dicom', 'write_slice', 'write_series', 'write_enhanced']
+           'holds_dicom', 'read_without_preamble', 'read_dataset', 'DicomSlice', 'check_kind', 'check_slice',
+           'frame_headers', 'read_slice_headers', 'hounsfield_units', 'check_one_series', 'shared_value',
+           'check_series', 'slice_label', 'check_stack', 'series_affine', 'Stack', 'missing_remarks', 'series_errors',
+           'read_stack', 'stack_voxels', 'read_dicom', 'write_slice', 'write_series', 'write_enhanced']
 
 # %% ../../nbs/data/46_dicom.ipynb #dicom-imports
 import os
@@ -43,6 +43,17 @@ def series_files(place: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(NOT_A_SERIES)]
         files += [Path(root, name) for name in names if not NOT_DICOM.match(name)]
     return sorted(path for path in files if path.is_file())
+
+
+def holds_dicom(volume: Path) -> bool:
+    "Whether a volume is a folder or a DICOM file, by its name or its first letters; NIfTI files are neither."
+    if not volume.is_file():
+        return volume.is_dir()
+    try:
+        with volume.open("rb") as file:
+            return volume.suffix.lower() in (".dcm", ".dicom", ".ima") or file.read(132)[128:] == b"DICM"
+    except OSError:   # reading it will say why
+        return False
 
 # %% ../../nbs/data/46_dicom.ipynb #read-header
 def read_without_preamble(path: Path, **options: Any) -> Any:
@@ -395,8 +406,9 @@ def write_enhanced(path: Path, units: np.ndarray, patient: str, spacing: float =
         return whole
 
     stored = (units.astype(int) + 1024).astype(np.uint16)
-    of_frames = dict.fromkeys(
-        ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"])
+    of_frames = dict.fromkeys([
+        "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+        "RescaleIntercept"])
     write_slice(path, stored[0], 0.0, PatientID=patient, NumberOfFrames=len(stored), **of_frames)
     dataset = pydicom.dcmread(path)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage

@@ -49,7 +49,9 @@ def spacing_of(
     uneven = np.flatnonzero(abs(steps - counts * single) > JITTER * counts * single)
     gaps = np.flatnonzero(counts > 1)
     missing = tuple((int(below), int(counts[below]) - 1) for below in gaps if below not in uneven)
-    return Spacing(float((heights[-1] - heights[0]) / counts.sum()), missing, tuple(map(int, uneven)))
+    mean = (heights[-1] - heights[0]) / counts.sum()
+    step = median if np.isclose(mean, median, rtol=1e-9) else mean   # the mean of decimals is off by rounding
+    return Spacing(float(step), missing, tuple(map(int, uneven)))
 
 # %% ../../nbs/data/44_geometry.ipynb #straight
 def aside(
