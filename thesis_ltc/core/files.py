@@ -99,7 +99,8 @@ def flush(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     "Make a folder, and those above it, if they are missing."
-    missing = [place for place in (path, *path.parents) if not place.exists()]
+    missing = [path] if not path.is_dir() else []   # a file in its place is an error
+    missing += [place for place in path.parents if not place.exists()]
     for place in reversed(missing):
         perform("mkdir", partial(place.mkdir, exist_ok=True), place)
         flush(place.parent)
