@@ -46,11 +46,11 @@ def snakemake_command(
     else:
         gpus = max(1, torch.cuda.device_count())
         place = ["--cores", str(usable_cores()), "--resources", f"gpu={gpus}"]
-    file = json.dumps(plan["file"], ensure_ascii=False)   # Snakemake reads YAML, where a # may begin a comment
+    files = json.dumps([plan["file"]], ensure_ascii=False)   # in a list, so that Snakemake keeps its quotes
     output = ["--dry-run", "--quiet", "rules"] if dry_run else ["--quiet", "progress"]
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(repository() / "Snakefile"),
-        "--directory", plan["runs"], "--config", f"plan={file}",
+        "--directory", plan["runs"], "--config", f"plan={files}",
         "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock",
         "--scheduler", "greedy", *place, *output]
 
