@@ -7,7 +7,8 @@
 import json
 from pathlib import Path
 
-with open(config["plan"], encoding="utf-8") as file:
+(plan_file,) = config["plan"]  # a list of one, whose quotes Snakemake keeps
+with open(plan_file, encoding="utf-8") as file:
     PLAN = json.load(file)
 RUNS = Path(PLAN["runs"]).absolute()
 CELLS = {cell["id"]: cell for cell in PLAN["cells"]}

@@ -11,6 +11,7 @@ __all__ = ['TO_DO', 'ALREADY_PUBLISHED', 'FEW_PAIRS', 'ONE_SIDED', 'BUSY', 'Show
 
 # %% ../../nbs/study/80_runner.ipynb #11022271
 import getpass
+import json
 import os
 import subprocess
 import sys
@@ -45,10 +46,11 @@ def snakemake_command(
     else:
         gpus = max(1, torch.cuda.device_count())
         place = ["--cores", str(usable_cores()), "--resources", f"gpu={gpus}"]
+    files = json.dumps([plan["file"]], ensure_ascii=False)   # in a list, so that Snakemake keeps its quotes
     output = ["--dry-run", "--quiet", "rules"] if dry_run else ["--quiet", "progress"]
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(repository() / "Snakefile"),
-        "--directory", plan["runs"], "--config", f"plan={plan['file']}",
+        "--directory", plan["runs"], "--config", f"plan={files}",
         "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "--nolock",
         "--scheduler", "greedy", *place, *output]
 
@@ -97,7 +99,8 @@ def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:
     missing = states(plan).query("state != 'done'")
     for experiment, seeds in missing.groupby("experiment", sort=False).seed:
         print(f"would run {experiment}, seeds {', '.join(map(str, seeds))}")
-    tried = subprocess.run(snakemake_command(plan, profile, dry_run=True), capture_output=True, text=True)
+    command = snakemake_command(plan, profile, dry_run=True)
+    tried = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if tried.returncode:
         print(tried.stdout + tried.stderr, file=sys.stderr)
     return tried.returncode
