@@ -1,4 +1,4 @@
-# make report | test | check | bench | gpu | book | figures | publish | lock | clean; variables: DATASET STUDY PYTHON
+# make report | test | check | soak | bench | gpu | book | figures | publish | lock | clean; variables: DATASET STUDY PYTHON
 ifndef PYTHON
 PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 endif
@@ -9,11 +9,12 @@ STAMP  := $(VENV)/.made-from-$(shell cat requirements.lock pyproject.toml | cksu
 PYTEST := pytest -q -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help install report test check bench gpu book figures publish lock clean
+.PHONY: help install report test check soak bench gpu book figures publish lock clean
 
 help:
 	@echo "make report   train the quick study (7 heads, a few minutes) and build the book from it"
 	@echo "make test     the notebooks' tests, then pytest"
+	@echo "make soak     long tests of crashes, faults, kills and hostile input, over an hour; counts in SOAK_REPORT"
 	@echo "make check    what a change must pass: export in step, tests, the book without a warning"
 	@echo "make book     the book alone      make figures   CRNet and the scans, drawn      make install   .venv alone"
 	@echo "make bench    speed and memory against peers, on a quiet machine: tables in results/benchmarks"
@@ -46,6 +47,12 @@ test: $(STAMP)
 	@notebooks=0; OMP_NUM_THREADS=1 nbdev_test --n_workers 2 || notebooks=$$?; \
 	test $$notebooks -eq 0 || echo "make test: a notebook's test failed, see above"; \
 	$(PYTEST) && exit $$notebooks
+
+# The counts of what was tried go to a folder, a JSON file a test.
+SOAK_REPORT ?= $(or $(TMPDIR),/tmp)/thesis_ltc-soak
+SOAK_TESTS  := $(wildcard $(addprefix tests/test_,kills.py crash_orders.py faults.py hostile.py))
+soak: $(STAMP)
+	@THESIS_LTC_SOAK=1 THESIS_LTC_SOAK_REPORT="$(SOAK_REPORT)" $(PYTEST) $(SOAK_TESTS) && cat "$(SOAK_REPORT)"/*.json
 
 check: $(STAMP)
 	nbdev_export

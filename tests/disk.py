@@ -4,11 +4,13 @@ All that the package writes passes `thesis_ltc.core.files.perform`. A log of it 
 folder. A crash keeps the first of them, and may lose one that no `fsync` has ordered before the others.
 """
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from thesis_ltc.core import files
@@ -78,6 +80,7 @@ class Operation:
 
 
 Perform = Callable[..., object]
+UNDISTURBED: Perform = files.perform
 
 
 @contextmanager
@@ -119,6 +122,30 @@ def logged(folder: Path) -> Iterator[list[Operation]]:
         yield done
 
 
+@contextmanager
+def harmed(
+    folder: Path,
+    at: int,                              # number of the operation below the folder
+    harm: Callable[[Callable], object],   # is given what the operation does
+    forever: bool = False,                # whether all that follow are harmed, too
+) -> Iterator[list[Operation]]:
+    "Inside, harm comes to an operation; yields those that were done without."
+    with logged(folder) as done:
+        def instead(perform: Perform) -> Perform:
+            count = itertools.count()
+
+            def fail(operation, action, *paths, **options):
+                number = next(count) if paths[0].is_relative_to(folder) else -1
+                if number == at or forever and number > at:
+                    return UNDISTURBED(operation, partial(harm, action), *paths, **options)
+                return perform(operation, action, *paths, **options)
+
+            return fail
+
+        with performing(instead):
+            yield done
+
+
 def apply(tree: Tree, operation: Operation) -> bool:
     "Do an operation on a tree, in place; whether a disk can do it without those that were left out."
     path, target = operation.path, operation.target
@@ -156,8 +183,8 @@ def is_ordered(done: list[Operation], late: int, stop: int) -> bool:
     return operation.folders <= {"" if path == "." else path for path in synced}
 
 
-def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, list[Operation], Tree]]:
-    "What a crash may leave: a description, the operations that the disk has, and the tree."
+def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, str, list[Operation], Tree]]:
+    "What a crash may leave: a description, the operation it lost, those that the disk has, and the tree."
     for stop in range(len(done) + 1):
         for late in (None, *range(stop)):
             if late is not None and is_ordered(done, late, stop):
@@ -172,8 +199,9 @@ def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, list[Ope
                 having = [*kept[:here], *half, *kept[here:]]
                 tree = dict(before)
                 if all(apply(tree, operation) for operation in having):
-                    lost = "" if late is None else f" without {late}, {done[late].name} {done[late].path}"
-                    yield f"{stop} operations{lost}{', but its half' if half else ''}", having, tree
+                    lost = "" if late is None else f"{done[late].name} {done[late].path}"
+                    without = f" without {lost}{', but its half' if half else ''}" if lost else ""
+                    yield f"{stop} operations{without}", lost, having, tree
 
 
 def signature(tree: Tree) -> str:

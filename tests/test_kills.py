@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, TINY
+from disk import SOAK, outcome, report, seed_folder
 
 from thesis_ltc.training.checkpoint import load_tensors, read_status
 
 EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
-IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
 
 
 def train(directory: str, slow_disk: float) -> None:
@@ -56,25 +56,6 @@ def expected(processes, tmp_path_factory):
     return outcome(directory)
 
 
-def seed_folder(directory: Path) -> Path | None:
-    return next(directory.glob("digits_*/seed0"), None)
-
-
-def outcome(directory: Path) -> dict:
-    "Everything of a run that must not depend on how often it was killed."
-    folder = seed_folder(directory)
-    record = json.loads((folder / "record.json").read_text())
-    rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
-    kept = [i for i, name in enumerate(rows[0]) if "seconds" not in name]
-    assert not list(folder.glob(".*.tmp")) and not (folder / "checkpoint.safetensors").exists()
-    return {
-        "record": {key: value for key, value in record.items() if key not in IRRELEVANT},
-        "history": [[row[i] for i in kept] for row in rows],
-        "weights": (folder / "model.safetensors").read_bytes(),
-        "predictions": (folder / "predictions.parquet").read_bytes(),
-    }
-
-
 def wait_until(condition, process, seconds: float = 120) -> bool:
     "Whether the condition came true while the process lived."
     end = time.monotonic() + seconds
@@ -106,14 +87,14 @@ def is_training(directory: Path, process) -> bool:
 def is_writing(directory: Path, process) -> bool:
     "Whether this very process is writing a checkpoint."
     folder = seed_folder(directory)
-    return folder is not None and any(folder.glob(f".checkpoint.safetensors.{process.pid}.tmp"))
+    return folder is not None and any(folder.glob(f".checkpoint.safetensors.{process.pid}.*.tmp"))
 
 
 def is_finishing(directory: Path, process) -> bool:
     "Whether this very process is past the last epoch, and the record isn't there yet."
     folder = seed_folder(directory)
     names = ("predictions.parquet", "history.csv", "model.safetensors", "record.json")
-    return folder is not None and any(list(folder.glob(f".{name}.{process.pid}.tmp")) for name in names)
+    return folder is not None and any(list(folder.glob(f".{name}.{process.pid}.*.tmp")) for name in names)
 
 
 EARLY = "the process ended before it could be killed"
@@ -137,10 +118,11 @@ def train_undisturbed(processes, directory: Path) -> None:
     assert process.exitcode == 0
 
 
-def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path):
+@pytest.mark.parametrize("number", range(32 if SOAK else 1))
+def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_path, number):
     "6 after a checkpoint, 4 while one is written, 3 anywhere, 2 between the last epoch and the record."
     kinds = ["after"] * 3 + ["writing"] * 4 + ["anywhere"] * 3 + ["after"] * 3 + ["at the end"] * 2
-    dice = random.Random(0)
+    dice = random.Random(number)
     for kind in kinds:
         before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.05
         process = processes.Process(target=train, args=(str(tmp_path), slow))
@@ -157,6 +139,7 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
         assert status["state"] == "killed" and before <= status["epoch"] <= EPOCHS, status
     train_undisturbed(processes, tmp_path)
     assert outcome(tmp_path) == expected
+    report(f"kills_of_runs_{number}", kills=len(kinds), lost=0)
 
 
 def papermill(directory: Path) -> subprocess.Popen:
@@ -166,18 +149,20 @@ def papermill(directory: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path):
+@pytest.mark.parametrize("number", range(4 if SOAK else 1))
+def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path, number):
     "3 kills of papermill's process, whose kernel is then an orphan, and 3 of the kernel under it."
-    for number in range(6):
+    for turn in range(6):
         process = papermill(tmp_path)
         before = epochs_done(tmp_path)
         assert wait_until(reached("after", tmp_path, process, before), process), EARLY
         kernel = psutil.Process(process.pid).children()[0]
-        (kernel if number % 2 else process).kill()
+        (kernel if turn % 2 else process).kill()
         process.wait()  # without its kernel, papermill gives up by itself
         assert not psutil.wait_procs([kernel], timeout=10)[1], "an orphaned kernel went on"
     assert papermill(tmp_path).wait() == 0
     assert outcome(tmp_path) == expected
+    report(f"kills_of_notebooks_{number}", kills=6, lost=0)
 
 
 def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):

@@ -96,7 +96,8 @@ runner.start(plan)
 """
 
 
-def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path, stop):
     plan = plan_in(tmp_path / "runs", ["fc"], 2, epochs=30)
     code = START.format(runs=plan["runs"])
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -105,9 +106,12 @@ def test_a_stopped_study_stops_its_jobs_and_goes_on(tmp_path):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(stop)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "the same command goes on from the last whole epochs" in said
+    if stop == signal.SIGTERM:
+        assert process.returncode == 143 and "the same command goes on from the last whole epochs" in said
+    else:
+        assert process.returncode == -signal.SIGKILL and not said
     psutil.wait_procs(children, timeout=15)
     alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not alive, "jobs outlived their study"

@@ -422,7 +422,7 @@ def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: 
         said = f"{type(error).__name__}: {error}"
         if is_stop:
             said = f"{str(error) or 'stopped by hand'}; the same command goes on after epoch {epochs}"
-        with suppress(OSError):   # the disk may be full: the first error is the one to show
+        with suppress(OSError, RunIsBusy):   # the disk may be full: the first error is the one to show
             status.write("interrupted" if is_stop else "failed", epochs, said)
 
 # %% ../../nbs/study/30_runs.ipynb #finish

@@ -165,18 +165,20 @@ class Status:
     def __init__(self, folder: Path, epochs: int):
         self.folder, self.epochs, self.began = folder, epochs, time.monotonic()
         self.first: int | None = None  # epochs done before this process
+        self.is_written = False        # by this process
         self.owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": now()}
 
     def write(self, state: str, epoch: int, message: str = "") -> None:
         "Replace the status; raises RunIsBusy if the directory was deleted or another process writes there."
+        if self.is_written:
+            self.refuse_other_writer()
         if self.first is None:
             self.first = epoch
-        else:
-            self.refuse_other_writer()
         left = self.seconds_left(epoch) if state == "running" else None
         progress = {"state": state, "epoch": epoch, "epochs": self.epochs, "message": message}
         times = {"updated": now(), "eta_seconds": left and round(left, 1)}
         write_json(self.folder / "status.json", {**progress, **self.owner, **times})
+        self.is_written = True
 
     def refuse_other_writer(self) -> None:
         "Raise RunIsBusy unless this process wrote the status that is there."
