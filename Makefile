@@ -49,7 +49,7 @@ test: $(STAMP)
 	$(PYTEST) && exit $$notebooks
 
 # The counts of what was tried go to a folder, a JSON file a test.
-SOAK_REPORT ?= $(or $(TMPDIR),/tmp)/thesis_ltc-soak
+SOAK_REPORT ?= results/soak
 SOAK_TESTS  := $(wildcard $(addprefix tests/test_,kills.py crash_orders.py faults.py hostile.py))
 soak: $(STAMP)
 	@THESIS_LTC_SOAK=1 THESIS_LTC_SOAK_REPORT="$(SOAK_REPORT)" $(PYTEST) $(SOAK_TESTS) && cat "$(SOAK_REPORT)"/*.json

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from thesis_ltc.core import files
+from thesis_ltc.core.provenance import commit
 
 SOAK = os.environ.get("THESIS_LTC_SOAK") == "1"   # the long form of these tests, see `make soak`
 IRRELEVANT = {"seconds", "images_per_second", "peak_memory_bytes", "finished", "commit"}
@@ -25,7 +26,7 @@ def report(name: str, **counts: int) -> None:
     folder = os.environ.get("THESIS_LTC_SOAK_REPORT")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{name}.json").write_text(json.dumps(counts) + "\n")
+        (Path(folder) / f"{name}.json").write_text(json.dumps(counts | {"commit": commit()}) + "\n")
 
 
 def seed_folder(directory: Path) -> Path | None:
