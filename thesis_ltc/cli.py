@@ -10,10 +10,11 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'LICENCE', 'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED',
            'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value', 'UsageError',
            'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run',
-           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'execute_notebook', 'keep_page',
-           'printed_id', 'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook', 'print_estimate',
-           'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines', 'audit', 'pack_path', 'import_',
-           'is_approved', 'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish', 'confirm', 'metadata']
+           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal', 'execute_notebook',
+           'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook',
+           'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines', 'audit',
+           'pack_path', 'import_', 'is_approved', 'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish',
+           'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
@@ -232,6 +233,11 @@ def run_notebook(
     print(f"executed: {page}")
 
 # %% ../nbs/cli/10_cli.ipynb #execute-notebook
+def literal(path: Path) -> str:
+    "A path for papermill, which would replace names in braces by values."
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
 def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None:
     "Have papermill execute the experiment notebook; if its kernel never answered, again in a new kernel."
     import papermill
@@ -246,7 +252,7 @@ def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None
     options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate",
                "config": Config(KernelManager={"transport_encryption": encryption})}
     try:
-        papermill.execute_notebook(str(source), str(page), values, **options)
+        papermill.execute_notebook(literal(source), literal(page), values, **options)
     except RuntimeError as error:
         is_start = type(error) is RuntimeError   # errors in a cell have classes of their own
         if not is_start or tries == 1:
