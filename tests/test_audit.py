@@ -85,7 +85,8 @@ def reached(function) -> set[str]:
         one = inspect.unwrap(waiting.pop())
         if inspect.isfunction(one) and one.__module__.startswith("thesis_ltc.") and one not in found.values():
             found[f"{one.__module__}.{one.__name__}"] = one
-            waiting += [one.__globals__.get(name) for name in re.findall(r"(?<![.\w])\w+", inspect.getsource(one))]
+            names = re.findall(r"(?<![.\w])\w+", inspect.getsource(one))
+            waiting += [one.__globals__.get(name) for name in names]
     return set(found)
 
 
