@@ -1,8 +1,10 @@
 """Duplicates, their cache, and audits: with changed limits, on real sets, and as files saved before."""
+import importlib
 import inspect
 import json
 import os
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,37 @@ def test_another_behaviour_has_another_cache_key(textures, monkeypatch, name):
     key = duplicates.cache_key(textures)
     monkeypatch.setattr(duplicates, name, CHANGES[name])
     duplicates.probe_digest.cache_clear()   # as in a new process
+    assert duplicates.cache_key(textures) != key
+
+
+def reached(function) -> set[str]:
+    "Names of the functions of this package that a function calls, directly or not."
+    found, waiting = {}, [function]
+    while waiting:
+        one = inspect.unwrap(waiting.pop())
+        if inspect.isfunction(one) and one.__module__.startswith("thesis_ltc.") and one not in found.values():
+            found[f"{one.__module__}.{one.__name__}"] = one
+            names = re.findall(r"(?<![.\w])\w+", inspect.getsource(one))
+            waiting += [one.__globals__.get(name) for name in names]
+    return set(found)
+
+
+REACHED = sorted(reached(duplicates.find_pairs) | reached(duplicates.probe_images))
+
+
+@pytest.mark.parametrize("place", REACHED)
+def test_any_other_function_has_another_cache_key(textures, monkeypatch, place):
+    "Although no result of the search may differ: here one more instruction is all."
+    key = duplicates.cache_key(textures)
+    name = place.rpartition(".")[2]
+    original = getattr(importlib.import_module(place.rpartition(".")[0]), name)
+
+    def other(*arguments):
+        return original(*arguments)
+
+    for module in {sys.modules[one.rpartition(".")[0]] for one in REACHED}:
+        if getattr(module, name, None) is original:
+            monkeypatch.setattr(module, name, other)
     assert duplicates.cache_key(textures) != key
 
 

@@ -20,6 +20,7 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -467,8 +468,7 @@ def audit(name: NAME, words: SPLIT_VALUES = None, save: SAVE = False) -> None:
 # %% ../nbs/cli/10_cli.ipynb #pack-path
 TO = Annotated[Path | None, typer.Option(
     "--to", help="The pack to write; by default NAME.zip in THESIS_LTC_DATA, where NAME is looked for.")]
-BAD_NAME = ("{name!r} can't name a set of your own; expected letters, digits, dots, dashes and underscores, "
-            "and none of {taken}")
+BAD_NAME = "{name!r} can't name a set of your own: {taken} are taken; choose another --name"
 NO_FOLDER = "THESIS_LTC_DATA is not set, so there is no place for a pack; set it, or add --to FILE.zip"
 HIDES_PACK = ("{folder} is a folder, which would be found under the name {name} instead of a pack; "
               "choose another --name")
@@ -477,9 +477,13 @@ HIDES_PACK = ("{folder} is a folder, which would be found under the name {name} 
 def pack_path(name: str, to: Path | None) -> Path:
     "Where a set of this name is packed; raises UsageError for a name or a place that can't be."
     from thesis_ltc.core.files import user_path
-    from thesis_ltc.data.sources import NAME_PATTERN, SOURCES
+    from thesis_ltc.data.sources import SOURCES, DataError, check_name, pack_below
 
-    if not re.fullmatch(NAME_PATTERN, name) or name in SOURCES:
+    try:
+        check_name(name)
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    if name in SOURCES:
         raise UsageError(BAD_NAME.format(name=name, taken=", ".join(SOURCES)))
     if to is not None:
         return to
@@ -489,7 +493,7 @@ def pack_path(name: str, to: Path | None) -> Path:
     folder = user_path(root) / name
     if folder.is_dir():
         raise UsageError(HIDES_PACK.format(folder=folder, name=name))
-    return folder.with_name(f"{name}.zip")
+    return pack_below(root, name)
 
 # %% ../nbs/cli/10_cli.ipynb #import-options
 FOLDER = Annotated[Path, typer.Argument(

@@ -21,6 +21,7 @@ from ..core.files import read_json, write_json
 from .blind import BLIND, Score, score_images
 from .duplicates import duplicate_pairs
 from .imageset import SPLITS, ImageSet, LeakageError
+from .sources import file_name
 
 # %% ../../nbs/data/65_audit.ipynb #adjacent-share
 MAX_GAP = 1.5   # times the median step between slices; above, slices in between are missing
@@ -208,7 +209,7 @@ def audit(data: ImageSet) -> Audit:
 def save_audit(found: Audit, folder: Path) -> Path:
     "Write an audit to a file that is named after its set and its split; return the path."
     split = re.sub(r"[^a-z0-9]+", "-", found.split)
-    path = folder / f"{found.name}_{split}.json"
+    path = folder / f"{file_name(found.name)}_{split}.json"
     blind = {knowledge: scores and {name: list(score) for name, score in scores.items()}
              for knowledge, scores in found.blind.items()}
     write_json(path, asdict(found) | {"blind": blind})

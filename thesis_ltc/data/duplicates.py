@@ -6,8 +6,8 @@
 __all__ = ['HASH_SIDE', 'FINE_SIDE', 'MAX_HASH_DISTANCE', 'MAX_CANDIDATES', 'BLUR', 'ZOOMS', 'MAX_SHIFT', 'SHIFTS', 'BATCH',
            'MIN_ENERGY', 'MIN_CORRELATION', 'Pair', 'downscale', 'perceptual_hashes', 'hash_distances',
            'candidate_pairs', 'fine_structure', 'magnify', 'spectrum', 'shifted_products', 'fine_correlations',
-           'exact_pairs', 'compared_pairs', 'find_pairs', 'probe_images', 'probe_digest', 'search_settings',
-           'cache_key', 'duplicate_pairs', 'group_duplicates']
+           'exact_pairs', 'compared_pairs', 'find_pairs', 'probe_images', 'probe_digest', 'search_code', 'cache_key',
+           'duplicate_pairs', 'group_duplicates']
 
 # %% ../../nbs/data/54_duplicates.ipynb #duplicates-imports
 import hashlib
@@ -17,14 +17,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import version
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.files import cache_folder, read_json, write_json
 from ..core.processes import usable_cores
-from ..core.provenance import digest
+from ..core.provenance import code_digest, digest
 from .decode import resize, weights
 from .imageset import UNKNOWN_PATIENTS, ImageSet
 
@@ -231,17 +232,15 @@ def probe_digest() -> str:
     return digest(hashes, candidates, np.rint(1000 * correlations).astype(int), exact_pairs(images))
 
 # %% ../../nbs/data/54_duplicates.ipynb #cached-pairs
-def search_settings() -> dict[str, Any]:
-    "The constants that decide which pairs are found."
-    return {
-        "sides": [HASH_SIDE, FINE_SIDE], "hash distance": MAX_HASH_DISTANCE, "candidates": MAX_CANDIDATES,
-        "blur": BLUR, "zooms": ZOOMS, "shift": MAX_SHIFT, "correlation": MIN_CORRELATION,
-    }
+def search_code() -> list[str]:
+    "Digest of all code and all limits that decide which pairs are found, and the versions of its libraries."
+    libraries = [f"{name} {version(name)}" for name in ("numpy", "scipy")]
+    return [code_digest(find_pairs, probe_images), *libraries]
 
 # %% ../../nbs/data/54_duplicates.ipynb #cache-key
 def cache_key(data: ImageSet) -> str:
-    "Digest of images, patients, and the behaviour of the search."
-    return digest(data.pixels, data.patients.tolist(), search_settings(), probe_digest())
+    "Digest of images, patients, and the code and the behaviour of the search."
+    return digest(data.pixels, data.patients.tolist(), search_code(), probe_digest())
 
 # %% ../../nbs/data/54_duplicates.ipynb #duplicate-pairs
 def duplicate_pairs(data: ImageSet) -> list[Pair]:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DIGITS', 'ROW_ORDER_NOTE', 'FASHION_LICENCE', 'COVID_CT_FOLDERS', 'COVID_CT_PAIRS', 'CONFLICT', 'COVID_CT', 'FORMAT',
-           'SOURCES', 'NAME_PATTERN', 'DataError', 'no_split', 'read_digits', 'row_orders', 'read_row_order',
+           'NAME_PATTERN', 'NO_NAME', 'SOURCES', 'DataError', 'no_split', 'read_digits', 'row_orders', 'read_row_order',
            'hold_out', 'read_fashion_mnist', 'ListedPicture', 'read_list', 'listed_pictures', 'manifest_patients',
            'read_covid_ct', 'unchanged', 'sha256_or_none', 'refuse_small_classes', 'read_image_folder', 'reader_digest',
-           'files_fingerprint', 'cached', 'digits', 'row_order', 'fashion_mnist', 'covid_ct', 'own_images', 'NamedSet',
-           'place_of', 'read', 'check_split', 'draw_split', 'split_name', 'without_listed', 'load']
+           'check_name', 'file_name', 'pack_below', 'files_fingerprint', 'cached', 'digits', 'row_order',
+           'fashion_mnist', 'covid_ct', 'own_images', 'NamedSet', 'place_of', 'read', 'check_split', 'draw_split',
+           'split_name', 'without_listed', 'load']
 
 # %% ../../nbs/data/40_sources.ipynb #30dfe45b
 import csv
@@ -296,6 +297,28 @@ def reader_digest() -> str:
     held = hold_out(np.arange(60) % 3, 9)
     return digest(decode_probes(), probe_whites(), row_orders("row-order", 8), held.tolist())
 
+# %% ../../nbs/data/40_sources.ipynb #names
+NAME_PATTERN = r"(?=.{1,64}$)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
+NO_NAME = ("{name!r} is no name of an image set; expected letters, digits, dots, dashes and underscores, "
+           "at most 64, the first a letter or a digit, and each folder above it likewise: hospital/scans")
+
+
+def check_name(name: str) -> None:
+    "Raise DataError for what can't name an image set, such as a path that leads out of THESIS_LTC_DATA."
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise DataError(NO_NAME.format(name=name))
+
+
+def file_name(name: str) -> str:
+    "A set's name as part of a file's name."
+    return name.replace("/", "~")
+
+
+def pack_below(root: str | Path, name: str) -> Path:
+    "Where a set's pack lies below THESIS_LTC_DATA; raises DataError as `check_name`."
+    check_name(name)
+    return Path(root).expanduser() / f"{name}.zip"
+
 # %% ../../nbs/data/40_sources.ipynb #content
 def files_fingerprint(
     folder: Path,
@@ -315,7 +338,8 @@ def cached(
 ) -> ImageSet:
     "The stored set, its images mapped into memory; built and stored if it is missing or damaged."
     content = json.dumps([FORMAT, reader_digest(), identity])
-    folder = cache_folder() / "imagesets" / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    stamp = hashlib.sha256(content.encode()).hexdigest()[:16]
+    folder = cache_folder() / "imagesets" / f"{file_name(name)}-{stamp}"
     make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):
         restore_folder(folder)
@@ -403,9 +427,8 @@ SOURCES = {
     "folder": NamedSet(
         own_images, True,
         "your own images: a folder with one subfolder for each class, or with a manifest.csv, or a packed "
-        "set; folder=PATH, or its name in THESIS_LTC_DATA"),
+        "set; folder=PATH, or its name below THESIS_LTC_DATA, such as scans or hospital/scans"),
 }
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 # %% ../../nbs/data/40_sources.ipynb #place-of2
 def place_of(name: str, folder: str | Path | None) -> Path | None:
@@ -415,16 +438,14 @@ def place_of(name: str, folder: str | Path | None) -> Path | None:
     root = os.environ.get("THESIS_LTC_DATA")
     if not root:
         return None
+    pack = pack_below(root, name)
     place = user_path(root) / name
-    pack = place.with_name(f"{name}.zip")
     return pack if pack.is_file() and not place.is_dir() else place
 
 # %% ../../nbs/data/40_sources.ipynb #read-by-name
 def read(name: str, folder: str | Path | None) -> ImageSet:
     "A set in its published split, or in none; raises DataError."
-    if not re.fullmatch(NAME_PATTERN, name):
-        expected = "letters, digits, dots, dashes and underscores, at most 64"
-        raise DataError(f"{name!r} is no name of an image set; expected {expected}")
+    check_name(name)
     source = SOURCES.get(name)
     if source and not source.needs_folder:
         if folder is not None:

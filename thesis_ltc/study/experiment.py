@@ -25,6 +25,7 @@ import torch
 from ..core.hints import did_you_mean
 from ..core.processes import usable_cores
 from ..data.imageset import ImageSet
+from ..data.sources import file_name
 from ..heads.models import BACKBONES, HEADS, Classifier, classifier, find_head
 from ..heads.sentence import CIRCUITS, Sentence, with_factors
 from ..training.objective import OBJECTIVES, SETTINGS
@@ -46,7 +47,7 @@ class ImageFields:
     "Which images, in which split."
 
     data: str = value(
-        "covid-ct", "image set: digits, fashion-mnist, covid-ct, or a name for your own")
+        "covid-ct", "image set: digits, fashion-mnist, covid-ct, or your own, such as hospital/scans")
     folder: str | None = value(
         None, "where the images lie; by default below THESIS_LTC_DATA. "
               "Not part of the id, which has the images' own hash")
@@ -311,7 +312,7 @@ def make_id(
     content = json.dumps([changed, str(find_head(head)), data_hash], sort_keys=True)
     digits = hashlib.sha256(content.encode()).hexdigest()[:8]
     name = head if head in HEADS else re.sub(r"[^a-z0-9]+", "-", head.lower()).strip("-")[:48]
-    return f"{values['data']}_{name}_s{values['setting']}_{digits}"
+    return f"{file_name(values['data'])}_{name}_s{values['setting']}_{digits}"
 
 # %% ../../nbs/study/10_experiment.ipynb #resolve
 @dataclass(frozen=True, eq=False)
