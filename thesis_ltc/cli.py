@@ -19,8 +19,6 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
 import os
-import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -224,7 +224,7 @@ def read_json(path: str | Path) -> Any:
     "Read a JSON file; raises ValueError, with the path, for one that is not valid."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:   # brackets within brackets, too many of them
         message = f"{path} is not valid JSON ({error}); delete it, or restore it from a copy"
         raise ValueError(message) from error
 

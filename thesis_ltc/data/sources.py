@@ -317,7 +317,7 @@ def file_name(name: str) -> str:
 def pack_below(root: str | Path, name: str) -> Path:
     "Where a set's pack lies below THESIS_LTC_DATA; raises DataError as `check_name`."
     check_name(name)
-    return Path(root).expanduser() / f"{name}.zip"
+    return user_path(root) / f"{name}.zip"
 
 # %% ../../nbs/data/40_sources.ipynb #content
 def files_fingerprint(

@@ -133,21 +133,25 @@ def open_nifti(
         return image, shape
 
 # %% ../../nbs/data/45_volumes.ipynb #read-nifti
-def verify_gzip(path: Path, most: int) -> None:
+def verify_gzip(path: Path, most: int) -> int:   # bytes that it unpacks to
     "Unpack a file to its end, so that its checksum is verified; refuses more than `most` bytes."
+    limit = most
     with gzip.open(path) as stream:
         while part := stream.read(1 << 24):
             most -= len(part)
             if most < 0:
                 raise VolumeError(f"{path} unpacks to more than its header announces")
+    return limit - most
 
 # %% ../../nbs/data/45_volumes.ipynb #nifti-voxels
 def nifti_voxels(path: Path, image: Any, shape: tuple[int, ...]) -> np.ndarray:
     "The numbers of an opened NIfTI file; raises VolumeError if they are damaged or not finite."
     with nifti_errors(path):
-        if path.name.endswith(".gz"):
-            size = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
-            verify_gzip(path, size + 1_000_000)   # with room for the header
+        size = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize
+        is_packed = path.name.endswith(".gz")
+        held = verify_gzip(path, size + 1_000_000) if is_packed else path.stat().st_size   # with the header
+        if held < size:   # nibabel would take memory for all of it first
+            raise VolumeError(f"{path} holds {held:,} bytes, but its header announces {size:,}; copy it again")
         array = np.asanyarray(image.dataobj).reshape(shape)
         if array.dtype.kind not in "iuf":
             raise VolumeError(f"{path} holds {array.dtype}; expected one number for each voxel")

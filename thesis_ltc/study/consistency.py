@@ -172,7 +172,7 @@ def check_curves(record: Record, curves: Mapping[str, np.ndarray], of_curves: Fa
     for split in ("train", "val"):
         right = curves[f"{split}_accuracy"].astype(float) * sum(record.data.counts[split].values())
         for epoch in np.flatnonzero(np.abs(right - np.rint(right)) > 1e-6 * np.maximum(right, 1)) + 1:
-            of_curves.add(f"{split}_accuracy", f"epoch {epoch} has {right[epoch - 1]:g} images right, not whole")
+            of_curves.add(f"{split}_accuracy", f"epoch {epoch} has {right[epoch - 1]:g} right, not whole")
     faults.expect("epochs", record.epochs, epochs, "its curves have")
     faults.expect("stopped", record.stopped, stop_reason(losses, recipe), "its curves give")
     for when, epoch in {"best": best_epoch(losses), "last": epochs}.items():

@@ -45,14 +45,23 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return tensors, json.loads(file.metadata()["state"])
-    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+            state = json.loads(file.metadata()["state"])
+        if not isinstance(state, dict):
+            raise ValueError(f"its state is a {type(state).__name__}, expected names and values")
+        return tensors, state
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
         message = f"{path} is not a whole checkpoint ({error}); delete it to start this seed anew"
         raise CheckpointError(message) from error
 
 # %% ../../nbs/training/20_checkpoint.ipynb #load-model
 def load_model(tensors: dict[str, Tensor], model: nn.Module) -> None:
     "Load a model's state; raises CheckpointError, naming what doesn't fit."
+    own = model.state_dict()
+    for name in tensors.keys() & own.keys():
+        if tensors[name].dtype != own[name].dtype:   # which load_state_dict would convert without a word
+            found, expected = tensors[name].dtype, own[name].dtype
+            raise CheckpointError(f"{name} holds {found}, but this model has {expected}; "
+                                  "delete the seed's directory to start anew")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
