@@ -220,7 +220,8 @@ def test_furniture_at_the_edge_does_not_refuse_a_whole_volume(tmp_path):
     z, y, x = np.mgrid[0:SLICES, 0:SIDE, 0:SIDE]
     outside = ((x - 23.5) / 21) ** 2 + ((y - 23.5) / 17) ** 2 >= 1
     things = {
-        "mattress": outside & (y > 28) & (y < 44), "table": (y > 42) & (y < 47), "blanket": outside & (y < 15)}
+        "mattress": outside & (y > 28) & (y < 44), "table": (y > 42) & (y < 47),
+        "blanket": outside & (y < 15)}
     for name, where in things.items():
         units = np.where(where, -870, CHEST).astype(np.int16)
         volume = read_slices(save(tmp_path / f"{name}.nii.gz", units))
