@@ -91,8 +91,9 @@ def slice_edge(volume: Volume, index: int, at_edge: np.ndarray, darkest: float) 
     large = sizes >= MIN_AREA * values.size
     large[0] = False
     like_lung = dark <= MAX_DARK * sizes
+    is_open = large & ~like_lung
     if volume.is_grey:
-        like_lung[corner_labels(labels)] = False
+        is_open[corner_labels(labels)] = True
     dense = np.zeros(values.shape, bool)
     boxes = ndimage.find_objects(labels)
     for label in np.flatnonzero(large & like_lung):
@@ -100,7 +101,7 @@ def slice_edge(volume: Volume, index: int, at_edge: np.ndarray, darkest: float) 
         if ndimage.binary_erosion(region, iterations=RIM).any():
             dense[boxes[label - 1]] |= region
     clipped = frame.mean() >= MIN_AREA and (volume.is_grey or darkest > AIR_RANGE[0])
-    return EdgeAir(dense, bool(clipped or (large & ~like_lung).any()))
+    return EdgeAir(dense, bool(clipped or (large & is_open).any()))
 
 
 def edge_air(volume: Volume, at_edge: np.ndarray) -> EdgeAir:
