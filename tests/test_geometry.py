@@ -236,8 +236,8 @@ def test_furniture_at_the_edge_does_not_refuse_a_whole_volume(tmp_path):
 
 CROPS = {   # shares of the box around the lungs, cut off at the front, back, right and left; below 0 wider
     "box": (0, 0, 0, 0), "tight": (.05, .05, .05, .05), "tighter": (.15, .15, .15, .15),
-    "back": (.3, 0, 0, 0), "front": (0, .3, -.3, -.3), "middle": (-9, -9, .2, .2), "one lung": (.1, .1, .02, .55),
-    "within": (.3, .3, .25, .25)}
+    "back": (.3, 0, 0, 0), "front": (0, .3, -.3, -.3), "middle": (-9, -9, .2, .2),
+    "one lung": (.1, .1, .02, .55), "within": (.3, .3, .25, .25)}
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="THESIS_LTC_DATA has no covid-ct-md-sample")
