@@ -4,6 +4,10 @@ Each kind of fault passes one place: the affine of a series `series_affine`, the
 `check_stack`, lungs at the edge `segment_lungs`, values of masks `whole_numbers`, the files of a series
 `series_files` and `read_slice_headers`.
 """
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pydicom
@@ -12,10 +16,12 @@ from pydicom.dataset import FileMetaDataset
 
 from thesis_ltc.data.dicom import read_dicom, series_files, write_enhanced, write_series, write_slice
 from thesis_ltc.data.imports import import_images, understand_import
+from thesis_ltc.data.lungs import segment_lungs
 from thesis_ltc.data.packs import read_pack
 from thesis_ltc.data.slices import read_slices, volume_remarks
 from thesis_ltc.data.volumes import VolumeError, read_nifti
 
+SAMPLE = Path(os.environ.get("THESIS_LTC_DATA") or "/nowhere") / "covid-ct-md-sample" / "nii"
 SIDE, SLICES = 48, 14
 
 
@@ -220,11 +226,40 @@ def test_furniture_at_the_edge_does_not_refuse_a_whole_volume(tmp_path):
     z, y, x = np.mgrid[0:SLICES, 0:SIDE, 0:SIDE]
     outside = ((x - 23.5) / 21) ** 2 + ((y - 23.5) / 17) ** 2 >= 1
     things = {
-        "mattress": outside & (y > 28) & (y < 44), "table": (y > 42) & (y < 47), "blanket": outside & (y < 15)}
+        "mattress": outside & (y > 28) & (y < 44), "table": (y > 42) & (y < 47),
+        "blanket": outside & (y < 15)}
     for name, where in things.items():
         units = np.where(where, -870, CHEST).astype(np.int16)
         volume = read_slices(save(tmp_path / f"{name}.nii.gz", units))
         assert (numbers(volume)[0], volume.remarks) == (WITH_LUNG, ()), name
+
+
+CROPS = {   # shares of the box around the lungs, cut off at the front, back, right and left; below 0 wider
+    "box": (0, 0, 0, 0), "tight": (.05, .05, .05, .05), "tighter": (.15, .15, .15, .15),
+    "back": (.3, 0, 0, 0), "front": (0, .3, -.3, -.3), "middle": (-9, -9, .2, .2),
+    "one lung": (.1, .1, .02, .55), "within": (.3, .3, .25, .25)}
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="THESIS_LTC_DATA has no covid-ct-md-sample")
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("patient", ["P001", "normal001"])
+def test_no_slice_of_a_cropped_patient_vanishes_without_a_word(patient, crop):
+    volume = read_nifti(SAMPLE / f"{patient}_128.nii.gz")
+    lungs = segment_lungs(volume).voxels
+    box = []
+    for axis, (low, high) in ((1, CROPS[crop][:2]), (2, CROPS[crop][2:])):
+        shown = np.flatnonzero(lungs.any(axis=(0, 3 - axis)))
+        first, side = shown[0], shown[-1] - shown[0]
+        box.append(slice(max(0, int(first + low * side)), int(first + side - high * side) + 1))
+    cropped = replace(volume, voxels=volume.voxels[:, *box])
+    expected = lungs[:, *box].mean(axis=(1, 2)) >= 1e-3
+    try:
+        found = segment_lungs(cropped)
+    except VolumeError as error:
+        assert "lungs touch the edge" in str(error)
+        return
+    lost = expected & ~found.voxels.any(axis=(1, 2))
+    assert lost.mean() < 0.1 and (found.remarks or not lost.any())   # tips of a lung that was cut in pieces
 
 
 # 4. Masks with a scale slope

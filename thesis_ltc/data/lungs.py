@@ -91,15 +91,17 @@ def slice_edge(volume: Volume, index: int, at_edge: np.ndarray, darkest: float) 
     large = sizes >= MIN_AREA * values.size
     large[0] = False
     like_lung = dark <= MAX_DARK * sizes
+    is_open = large & ~like_lung
     if volume.is_grey:
-        like_lung[corner_labels(labels)] = False
+        is_open[corner_labels(labels)] = True
     dense = np.zeros(values.shape, bool)
+    boxes = ndimage.find_objects(labels)
     for label in np.flatnonzero(large & like_lung):
-        region = labels == label
+        region = labels[boxes[label - 1]] == label
         if ndimage.binary_erosion(region, iterations=RIM).any():
-            dense |= region
+            dense[boxes[label - 1]] |= region
     clipped = frame.mean() >= MIN_AREA and (volume.is_grey or darkest > AIR_RANGE[0])
-    return EdgeAir(dense, bool(clipped or (large & ~like_lung).any()))
+    return EdgeAir(dense, bool(clipped or (large & is_open).any()))
 
 
 def edge_air(volume: Volume, at_edge: np.ndarray) -> EdgeAir:
@@ -120,11 +122,15 @@ def lost_slices(lungs: np.ndarray, dense: np.ndarray) -> np.ndarray:   # (slices
     "Slices without lung in which dense air at the edge may be one."
     from scipy import ndimage
 
+    without = ~lungs.any(axis=(1, 2))
+    lost = dense.any(axis=(1, 2)) & without
     wide = lungs.mean(axis=(1, 2)).max() >= MIN_WIDEST
-    if wide and dense.any() and (large_regions(lungs | dense) & lungs).any():
-        labels, _ = ndimage.label(lungs | dense)
-        dense = dense & np.isin(labels, np.unique(labels[lungs]))
-    return dense.any(axis=(1, 2)) & ~lungs.any(axis=(1, 2))
+    if not lost.any() or not wide or not (large_regions(lungs | dense) & lungs).any():
+        return lost
+    labels, count = ndimage.label(lungs | dense)
+    of_lungs = np.zeros(count + 1, bool)
+    of_lungs[labels[lungs]] = True
+    return (dense & of_lungs[labels]).any(axis=(1, 2)) & without
 
 # %% ../../nbs/data/47_lungs.ipynb #segment-lungs
 CUT = "the edge of the field of view cuts the lungs in {count} slices; they are kept"
