@@ -168,7 +168,6 @@ def test_maps_follow_what_decides_them(trunk, runs, tmp_path):
         "as it is": maps_of(trunk, tmp_path),
         "fewer images": maps_of(trunk, tmp_path, data=load_images(of_head(trunk)).limited(50)),
         "passes": maps_of(trunk, tmp_path, passes=3),
-        "size": maps_of(trunk, tmp_path, image_size=72),
         "threads": maps_of(trunk, tmp_path, threads=2),
         "precision": maps_of(trunk, tmp_path, precision="bfloat16"),
         "layout": maps_of(trunk, tmp_path, memory_format="contiguous"),
@@ -178,14 +177,23 @@ def test_maps_follow_what_decides_them(trunk, runs, tmp_path):
     usual = found["as it is"]
     assert len(list(tmp_path.glob("*/features.json"))) == len(found)
     assert len(found["fewer images"].plain) < len(usual.plain) and len(found["passes"].passes) == 3
-    assert found["size"].passes.shape != usual.passes.shape
-    changed = ("passes", "size", "precision", "trunk", "augment")
+    changed = ("passes", "precision", "trunk", "augment")
     content = {found[name].about["hash"] for name in ("as it is", *changed)}
     assert len(content) == 1 + len(changed)   # the hash follows the content
     files = list(tmp_path.glob("*/*.npy"))
     before = [path.stat().st_mtime_ns for path in files]
     assert maps_of(trunk, tmp_path, seed=7).about == usual.about
     assert [path.stat().st_mtime_ns for path in files] == before   # none is made anew
+
+
+@pytest.mark.parametrize("image_size", [32, 72, 128])
+def test_a_trunk_makes_no_maps_of_images_of_another_size(trunk, image_size, tmp_path):
+    "Neither here nor in a run, and nothing is written."
+    with pytest.raises(TrunkError, match=f"image_size is {image_size}, but .* trained with 64; give"):
+        maps_of(trunk, tmp_path, image_size=image_size)
+    with pytest.raises(TrunkError, match="give image_size=64, or train a trunk"):
+        run(of_head(trunk, image_size=image_size), 0, tmp_path, echo=silent)
+    assert folders_in(tmp_path) == []
 
 
 def test_outputs_are_those_of_the_whole_network(trunk, tmp_path):
