@@ -8,6 +8,7 @@ __all__ = ['FAILED', 'UNFINISHED', 'PLACES', 'TITLE', 'BANNER', 'WITHOUT', 'PICT
 
 # %% ../../nbs/book/56_appendix.ipynb #appendix-imports
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -145,4 +146,4 @@ def is_current(page: Path, path: Path) -> bool:
     for pattern in ("experiment.json", "seed*", "seed*/record.json"):
         sources += path.parent.glob(pattern)
     changed = max(source.stat().st_ctime_ns for source in sources)   # the mtime of a copy may be old
-    return page.stat().st_mtime_ns > changed
+    return changed < page.stat().st_mtime_ns <= time.time_ns()   # a clock that jumped back leaves later times

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PACK_SCHEMA', 'MANIFEST_COLUMNS', 'FILE_COLUMN', 'NO_SPLIT', 'MOST_BYTES', 'MOST_BYTES_AN_IMAGE', 'LARGEST',
            'ABOUT_KINDS', 'PackError', 'Entry', 'member', 'picture_sha256', 'encode', 'manifest_row', 'as_csv',
-           'check_entry', 'PackWriter', 'Packer', 'set_entries', 'write_pack', 'text_of', 'read_about', 'read_manifest',
-           'is_texts', 'is_pairs', 'refuse_other_kinds', 'check_picture', 'packed_pictures', 'read_images', 'read_pack',
-           'as_image_set']
+           'check_entry', 'ArchiveWriter', 'PackWriter', 'Packer', 'set_entries', 'write_pack', 'text_of', 'read_about',
+           'read_manifest', 'is_texts', 'is_pairs', 'refuse_other_kinds', 'check_picture', 'packed_pictures',
+           'read_images', 'read_pack', 'as_image_set']
 
 # %% ../../nbs/data/25_packs.ipynb #cbbf29f7
 import csv
@@ -107,8 +107,31 @@ def check_entry(
         raise PackError(f"{entry.name!r} of patient {entry.patient!r} has no name or no patient, "
                         "or isn't the only one of its name")
 
+# %% ../../nbs/data/25_packs.ipynb #archive-writer
+class ArchiveWriter:
+    "Writes files to archives under temporary names, the last of which is to get the path."
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asides: list[Path] = []   # the temporary names, in order
+
+    def begin_archive(self) -> None:
+        "Write to an empty archive from now on, under a temporary name."
+        self.asides.append(files.temporary_name(self.path))
+        create = partial(zipfile.ZipFile, self.asides[-1], "w")
+        self.archive = files.perform("create", create, self.asides[-1], self.path)
+
+    def put(self, name: str, content: bytes | str, kind: int = zipfile.ZIP_STORED) -> None:
+        "Write a file into the archive."
+        write = partial(self.archive.writestr, name, content, kind)
+        files.perform("write", write, self.asides[-1], self.path)
+
+    def close_archive(self) -> None:
+        "Write the archive's directory."
+        files.perform("write", self.archive.close, self.asides[-1], self.path)
+
 # %% ../../nbs/data/25_packs.ipynb #pack-writer
-class PackWriter:
+class PackWriter(ArchiveWriter):
     "Adds images to the archive of a pack."
 
     def __init__(
@@ -119,7 +142,7 @@ class PackWriter:
         publishable: bool,              # whether the book may show its pictures
         split_name: str = NO_SPLIT,     # official, if a split was published
     ) -> None:
-        self.path = Path(path)
+        super().__init__(Path(path))
         self.about = {"schema": PACK_SCHEMA, "classes": list(classes), "licence": licence,
                       "publishable": publishable, "split_name": split_name}
         self.size: int | None = None                # of a picture's side
@@ -151,11 +174,6 @@ class PackWriter:
         self.put(member(len(self.rows)), png.result())
         self.rows.append(manifest_row(entry))
 
-    def put(self, name: str, content: bytes | str, kind: int = zipfile.ZIP_STORED) -> None:
-        "Write a file into the archive."
-        write = partial(self.archive.writestr, name, content, kind)
-        files.perform("write", write, self.asides[-1], self.path)
-
 # %% ../../nbs/data/25_packs.ipynb #packer
 class Packer(PackWriter):
     "Context that writes a pack: puts it into place at the end, or leaves nothing behind after an error."
@@ -164,15 +182,8 @@ class Packer(PackWriter):
         if self.path.suffix != ".zip":
             raise PackError(f"{self.path} is no name for a pack; expected one that ends in .zip")
         files.make_folder(self.path.parent)
-        self.asides: list[Path] = []
         self.begin_archive()
         return self
-
-    def begin_archive(self) -> None:
-        "Write to an empty archive from now on, under a temporary name."
-        self.asides.append(files.temporary_name(self.path))
-        create = partial(zipfile.ZipFile, self.asides[-1], "w")
-        self.archive = files.perform("create", create, self.asides[-1], self.path)
 
     def choose(
         self,
@@ -190,10 +201,6 @@ class Packer(PackWriter):
                 self.put(member(number), old.read(member(row)))
         files.remove(self.asides[-2])
         self.rows = [self.rows[row] for row in chosen]
-
-    def close_archive(self) -> None:
-        "Write the archive's directory."
-        files.perform("write", self.archive.close, self.asides[-1], self.path)
 
     def finish(self) -> None:
         "Write the manifest and the page about the set; raises PackError if a class has no image."

@@ -108,7 +108,7 @@ def hold_shelf(lock: Path, target: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise RunIsBusy(f"{target} is being published by another process; wait for it, or end it") from error
 
-
+# %% ../../nbs/study/70_shelf.ipynb #keep-replays
 def keep_replays(old: "Shelf", new: "Shelf") -> None:
     "Copy the answers of `thesis-ltc confirm` for experiments whose records are the same on both shelves."
     before, now = record_lines(old), record_lines(new)
@@ -232,14 +232,14 @@ class Shelf:
         path = self.folder / REPLAYS
         return read_json(path)["experiments"] if path.exists() else {}
 
-
+# %% ../../nbs/study/70_shelf.ipynb #find-shelves
 INTERRUPTED = ("publishing study {name} was interrupted; `thesis-ltc publish {name}` goes on, "
                "or rename {old} to {new}")
 
 
 def find_shelves(*directories: str | Path) -> list[Shelf]:
     "Published studies in or below some folders; raises ValueError for one whose replacement was interrupted."
-    for folder in [old for directory in directories for old in Path(directory).glob("**/.*.old")]:
+    for folder in [old for directory in directories for old in Path(directory).glob(".*.old")]:
         name = folder.name.removeprefix(".").removesuffix(".old")
         if (folder / RECORDS).exists() and not folder.with_name(name).exists():
             raise ValueError(INTERRUPTED.format(name=name, old=folder, new=folder.with_name(name)))
