@@ -1,7 +1,7 @@
 """Machines as people have them: no home, no name, odd paths and encodings, a compiler that doesn't work.
 
 The single places: `ltc.trial.failure` for compiled backends, `ltc.lanes.CircuitCache` for what is stored of them,
-`core.files.cache_folder` and `user_path` for folders, `cli.EscapingGroup` for what a terminal can't encode,
+`core.files.cache_folder` and `user_path` for folders, `cli.EscapingGroup` for a terminal's encoding,
 `data.file_kinds.other_kind` for files that are no image set, and the Snakefile's relative patterns for paths.
 `THESIS_LTC_SOAK=1` adds what takes minutes: stored code of whole circuits, damaged in every way.
 """
@@ -249,7 +249,8 @@ def test_whatever_happens_to_stored_code_the_compiled_circuit_computes(tmp_path)
         for path in files:
             content = path.read_bytes()
             half = len(content) // 2
-            path.write_bytes({"empty": b"", "half": content[:half], "zeros": content[:half] + bytes(half)}[kind])
+            kinds = {"empty": b"", "half": content[:half], "zeros": content[:half] + bytes(half)}
+            path.write_bytes(kinds[kind])
         assert tuple(read_circuit(tmp_path / "work", **stored)) == sound, kind
     for path in files:
         path.unlink()
