@@ -1,4 +1,4 @@
-"""Hostile names, values and files: shown letter by letter, or refused; nothing is run, and nothing is fetched.
+"""Hostile names, values and files: shown letter by letter, or refused; nothing is run, nothing is fetched.
 
 Names reach a page through `plain`, `code_span`, `as_cell` (book/markup) and `escape_dollars` (book/style);
 values of an experiment, through `refuse_program` (study/notebook). `THESIS_LTC_SOAK=1` tries 10,000 of each.
@@ -50,13 +50,16 @@ pytestmark = pytest.mark.timeout(1800 if COUNT > 200 else 240)
 PARTS = (
     "<img src=x onerror='pwned=1'>", "<script>window.pwned=1</script>", "<svg/onload=pwned=1>",
     "'\"><b onclick=pwned=1>",
-    "[a](javascript:pwned=1)", "![a](http://HOST/a.png)", "<img src=http://HOST/b>", "</title></textarea></style>",
+    "[a](javascript:pwned=1)", "![a](http://HOST/a.png)", "<img src=http://HOST/b>",
+    "</title></textarea></style>",
     "\n```{eval-rst}\n.. raw:: html\n\n   <script>pwned=1</script>\n```\n", "\n<script>pwned=1</script>\n",
     "\n:::{raw} html\n<img src=x onerror=pwned=1>\n:::\n", "{raw-html}`<script>pwned=1</script>`",
     "{{ pwned }}", "{% x %}",
-    "$x^2$", "$\\frac{", "\\href{javascript:pwned=1}{x}", "`", "```", "|", "*", "_", "~", "^", "#", "\n---\n", "\n- ",
+    "$x^2$", "$\\frac{", "\\href{javascript:pwned=1}{x}", "`", "```", "|", "*", "_", "~", "^", "#",
+    "\n---\n", "\n- ",
     "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t", "\r", "\0", "\x1b[31m", "\u202e", "\u2066", "\ufeff",
-    "\u00e9", "e\u0301", "../", "..\\", "/etc/passwd", "~root", "%00", "&lt;", "&#x3c;", "&", "\\", "'", '"', "COVID", "patient 7",
+    "\u00e9", "e\u0301", "../", "..\\", "/etc/passwd", "~root", "%00", "&lt;", "&#x3c;", "&", "\\", "'", '"',
+    "COVID", "patient 7",
     "\U0001f9a0", "\ud7ff", "%s", "{0}", "{name}", "x" * 4000)
 
 
@@ -74,8 +77,8 @@ def test_no_parameter_is_run_and_what_passes_is_what_was_given(tmp_path):
     "Names and values as papermill writes them into the cell that the guard reads before it runs."
     trap = tmp_path / "trap"
     program = f"__import__('os').mkdir({str(trap)!r})"
-    names = [*fuzzed(1, COUNT), program, f"x = {program}\ny", f"{program}; x", f"x[{program}]", "a.b", "x: int",
-             "(a, b)", "epochs = 1 #"]
+    names = [*fuzzed(1, COUNT), program, f"x = {program}\ny", f"{program}; x", f"x[{program}]", "a.b",
+             "x: int", "(a, b)", "epochs = 1 #"]
     values = [*fuzzed(2, COUNT), [program], {"a": program}, float("nan"), float("inf"), 10**4000, [[[]]] * 9,
               b"x", None]
     refused = 0
@@ -141,15 +144,18 @@ def doctored_shelf(folder: Path, text: str) -> Shelf:
 
 def hostile_page(folder: Path, texts: list[str]) -> str:
     "Every way that a name has to a page, with each of some names."
-    parts, rows = [], pd.DataFrame({"name": texts, "patient": texts[::-1], "score": np.linspace(0, 1, len(texts))})
+    scores = np.linspace(0, 1, len(texts))
+    parts, rows = [], pd.DataFrame({"name": texts, "patient": texts[::-1], "score": scores})
     parts.append(markup.show_table(rows.rename(columns={"patient": texts[0]}), texts[1], rows=texts).data)
     counts = pd.DataFrame({text: [1] for text in texts[:40]}, index=[texts[5]])
     parts.append(counts.to_html())
-    parts += [markup.rendered(f"{markup.plain(text)}\n\nleft out: {markup.code_span(text)}") for text in texts]
+    parts += [markup.rendered(f"{markup.plain(text)}\n\nleft out: {markup.code_span(text)}")
+              for text in texts]
     parts.append(markup.flow(markup.fold(texts[0], markup.plain(texts[1])), markup.tabs(
         {text: markup.plain(text) for text in texts[:20]}, "tabs")).data)
     classes = list(dict.fromkeys(texts[:6]))
-    parts.append(figures.embed(figures.draw_confusion(np.eye(len(classes)), classes), texts[0], texts[1]).data)
+    figure = figures.draw_confusion(np.eye(len(classes)), classes)
+    parts.append(figures.embed(figure, texts[0], texts[1]).data)
     broken = pd.DataFrame()
     broken.attrs["broken"] = dict(zip(texts, texts[::-1], strict=True))
     parts.append(markup.rendered(tables.legend(broken)))
@@ -197,7 +203,8 @@ def test_no_page_runs_or_fetches_what_a_name_says(tmp_path, host):
         chrome.get(planted.as_uri())
         chrome.execute_async_script("setTimeout(arguments[0], 300)")
         found = chrome.execute_script(SCRIPTS)
-        assert found["pwned"] == "number" and found["marked"] and found["active"] and Counter.seen == ["/seen"]
+        assert found["pwned"] == "number" and found["marked"] and found["active"]
+        assert Counter.seen == ["/seen"]
         Counter.seen.clear()
         chrome.get(page.as_uri())
         chrome.execute_async_script("setTimeout(arguments[0], 300)")
@@ -221,7 +228,7 @@ def test_a_folder_of_hostile_names_becomes_a_set_and_touches_nothing_else(tmp_pa
     place, outside = tmp_path / "images", tmp_path / "outside"
     outside.mkdir()
     legal = [text.replace("/", "∕").replace("\0", "")[:60] for text in fuzzed(5, COUNT)]
-    legal = list(dict.fromkeys(text for text in legal if text.strip(" .") and not text.startswith((".", "~"))))
+    legal = [text for text in dict.fromkeys(legal) if text.strip(" .") and not text.startswith((".", "~"))]
     classes = [legal[0], legal[1]]
     chance = np.random.default_rng(0)
     for number, name in enumerate(legal[:40]):
@@ -230,7 +237,8 @@ def test_a_folder_of_hostile_names_becomes_a_set_and_touches_nothing_else(tmp_pa
         Image.fromarray(chance.integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     data = load("mine", folder=place)
-    assert len(data) == min(40, len(legal)) and all(name.isprintable() for name in (*data.names, *data.classes))
+    assert len(data) == min(40, len(legal))
+    assert all(name.isprintable() for name in (*data.names, *data.classes))
     figures.embed(figures.draw_confusion(np.eye(2), data.classes), "x")
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
@@ -276,8 +284,10 @@ def png(width: int, height: int, lines: bytes) -> bytes:
 SOUND = png(8, 8, bytes(72))
 
 
-def lying_pack(path: Path, picture: bytes = SOUND, manifest: bytes | None = None, more: tuple = (), names=member,
-               page: bytes | None = None, **about: object) -> None:
+def lying_pack(
+    path: Path, picture: bytes = SOUND, manifest: bytes | None = None, more: tuple = (), names=member,
+    page: bytes | None = None, **about: object,
+) -> None:
     "A pack of four pictures, of which one part lies."
     sha256 = hashlib.sha256(bytes(64)).hexdigest()
     rows = [(f"n{i}", f"p{i}", "s", "ab"[i % 2], "train", "", "8x8 L", sha256, member(i)) for i in range(4)]
@@ -296,14 +306,16 @@ def lying_pack(path: Path, picture: bytes = SOUND, manifest: bytes | None = None
 
 
 LYING_PACKS = {
-    "large picture": {"picture": png(30_000, 30_000, bytes(99))}, "short picture": {"picture": png(8, 8, b"\0" + b"\1" * 8)},
+    "large picture": {"picture": png(30_000, 30_000, bytes(99))},
+    "short picture": {"picture": png(8, 8, b"\0" + b"\1" * 8)},
     "picture bomb": {"picture": png(8, 8, bytes(30_000_000))}, "member bomb": {"picture": bytes(30_000_000)},
     "manifest bomb": {"manifest": bytes(30_000_000)}, "rows bomb": {"manifest": b",\n" * 9_000_000},
     "columns bomb": {"manifest": b"," * 18_000_000}, "deep page": {"page": b"[" * 1_000_000},
     "page bomb": {"page": b"{" + b" " * 30_000_000}, "list": {"page": b"[]"}, "size": {"size": 4096},
     "many": {"images": 10**9}, "true": {"size": True}, "negative": {"images": -1},
     "manifest twice": {"more": [("manifest.csv", "a")]}, "page twice": {"more": [("about.json", "{}")]},
-    "picture twice": {"more": [(member(0), SOUND)]}, "leads out": {"names": lambda number: f"../{member(number)}"},
+    "picture twice": {"more": [(member(0), SOUND)]},
+    "leads out": {"names": lambda number: f"../{member(number)}"},
     "absolute": {"names": lambda number: f"/tmp/{member(number)}"}, "classes": {"classes": []},
 }
 

@@ -61,7 +61,7 @@ UNREADABLE = (SyntaxError, ValueError, AttributeError, TokenError, RecursionErro
 
 def refuse_comments(source: str) -> None:
     "Raise ValueError for a comment beside papermill's own: behind one, a parameter would be lost in silence."
-    tokens = generate_tokens(io.StringIO(source).readline)
+    tokens = generate_tokens(io.StringIO(source, newline=None).readline)   # with Python's ends of lines
     comments = [token.string for token in tokens if token.type == COMMENT]
     if comments[source.startswith(INJECTED):]:
         raise ValueError(f"the comment {comments[-1]!r}")
