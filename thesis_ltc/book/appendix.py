@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from .dependencies import EXECUTED, remove_others, write_changed
+from .markup import code_span, plain
 from .pictures import is_publishable, without_pixels
 
 # %% ../../nbs/book/56_appendix.ipynb #experiment-title
@@ -27,7 +28,7 @@ def experiment_title(
     return f"{parts[2]} on {parts[1]}, setting {parts[3]} ({parts[4]})" if parts else name
 
 # %% ../../nbs/book/56_appendix.ipynb #outcome
-FAILED = "This experiment failed: `{error}`"
+FAILED = "This experiment failed: {error}"
 UNFINISHED = "This notebook was not executed to its end: the experiment is still running, or was killed."
 
 
@@ -39,7 +40,7 @@ def outcome(
     errors = [output for output in outputs if output.output_type == "error"]
     if errors:
         first_line = errors[0].evalue.partition("\n")[0][:300]
-        return "failed", FAILED.format(error=f"{errors[0].ename}: {first_line}".replace("`", "'"))
+        return "failed", FAILED.format(error=code_span(f"{errors[0].ename}: {first_line}"))
     if not notebook.metadata.get("papermill", {}).get("end_time"):
         return "unfinished", UNFINISHED
     return "", ""
@@ -69,7 +70,7 @@ def as_appendix(
     "Turn an executed notebook into a page that is not executed again."
     word, sentence = outcome(notebook)
     cells = [cell for cell in notebook.cells if BANNER not in cell.metadata.get("tags", [])]
-    title = experiment_title(name) + (f": {word}" if word else "")
+    title = plain(experiment_title(name)) + (f": {word}" if word else "")
     first = [new_markdown_cell(f"# {title}", id="title")]
     if word:
         first.append(new_markdown_cell(f":::{{error}}\n{sentence}\n:::", id="outcome"))
@@ -107,7 +108,7 @@ def appendix_page(
     try:
         notebook = as_appendix(nbformat.read(path, as_version=4), name)
     except (ValueError, AttributeError) as error:
-        text = UNREADABLE.format(title=experiment_title(name), reason=type(error).__name__)
+        text = UNREADABLE.format(title=plain(experiment_title(name)), reason=type(error).__name__)
         notebook = new_notebook(cells=[new_markdown_cell(text, id="title")], metadata={"inputs": EXECUTED})
     if not is_publishable(path.parent) and without_pixels(notebook):
         notebook.cells.insert(1, new_markdown_cell(PICTURES_REMOVED, id="hidden"))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from .markup import Cell, show_table
+from .markup import Cell, code_span, plain, show_table
 from thesis_ltc.book.records import (
     FACTORS,
     LABELS,
@@ -212,7 +212,8 @@ def legend(
     brief: bool = False,
 ) -> str:
     "What the numbers are, and the marks that occur, for tables of these records, as Markdown."
-    broken = [f"left out: `{path}` ({reason})" for path, reason in records.attrs.get("broken", {}).items()]
+    broken = [f"left out: {code_span(path)} ({plain(reason)})"
+              for path, reason in records.attrs.get("broken", {}).items()]
     if records.empty:
         return ". ".join(broken)
     signs = marks(records if among is None else among)[records.index]

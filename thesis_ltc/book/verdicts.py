@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'DIFFERENT', 'BOTH', 'ONE', 'NEVER', 'FEW', 'SENTENCES', 'NUMBERS', 'EQUALITY', 'VERDICT_TITLES',
-           'study_question', 'escaped', 'fixed_sentence', 'difference_sentences', 'unusual_values', 'applies_to',
-           'trunk_sentence', 'Verdict', 'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding',
-           'finding_parts', 'range_sentence', 'baseline_text', 'majority_baseline', 'one_class_sentence', 'is_planned',
-           'design', 'how_to_run']
+           'study_question', 'fixed_sentence', 'difference_sentences', 'unusual_values', 'applies_to', 'trunk_sentence',
+           'Verdict', 'verdict_on', 'contrast_sentence', 'exceeds_margin', 'verdict_list', 'finding', 'finding_parts',
+           'range_sentence', 'baseline_text', 'majority_baseline', 'one_class_sentence', 'is_planned', 'design',
+           'how_to_run']
 
 # %% ../../nbs/book/30_verdicts.ipynb #imports
-import html
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from .markup import VERDICT_WORDS, signed
+from .markup import VERDICT_WORDS, plain, signed
 from thesis_ltc.book.records import (
     FACTORS,
     comparable,
@@ -37,12 +36,7 @@ def study_question(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     overrides = plan.get("overrides") or {}
     changes = ", ".join(f"{name} {value}" for name, value in overrides.items() if name != "folder")
     changed = f" (changed by its command: {changes})" if changes else ""
-    return f"**Study {plan['study']}**, on {escaped(data + changed)}. {escaped(plan['question'])}"
-
-
-def escaped(text: str) -> str:
-    "Return a text of a reader's file as Markdown without HTML."
-    return html.escape(text, quote=False)
+    return f"**Study {plain(plan['study'])}**, on {plain(data + changed)}. {plain(plan['question'])}"
 
 # %% ../../nbs/book/30_verdicts.ipynb #fixed-values
 MACHINE = ("device", "threads", "precision", "memory_format")
@@ -54,7 +48,7 @@ def fixed_sentence(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
     texts = {name: factor_text(value) for name, value in values.items() if name not in ("setting", "folder")}
     if part.setting.nunique() == 1:
         texts["setting"] = str(part.setting.iloc[0])
-    words = [f"{name} {text}{applies_to(name, text)}" for name, text in texts.items()]
+    words = [f"{plain(name)} {plain(text)}{applies_to(name, text)}" for name, text in texts.items()]
     devices = sorted({device_text(group) for _, group in part.groupby("id")})
     sentences = [f"Fixed: {', '.join(words)}. " if words else "", trunk_sentence(part.attrs.get("trunk"))]
     sentences.append(f"Computed on {'; '.join(devices)}.")
@@ -281,7 +275,7 @@ def design(plan: dict[str, Any], part: pd.DataFrame) -> str:
     "Return what a study asks, expects and fixes, as Markdown."
     margin = plan["margin"]
     matters = f"A difference of {margin['value']:g} in {NAMES[margin['metric']]} would matter."
-    expected = f"*Expected:* {escaped(plan['hypothesis'])} {matters}"
+    expected = f"*Expected:* {plain(plan['hypothesis'])} {matters}"
     return "\n\n".join([study_question(plan, part), expected, fixed_sentence(plan, part)])
 
 

@@ -151,7 +151,8 @@ def nifti_voxels(path: Path, image: Any, shape: tuple[int, ...]) -> np.ndarray:
         is_packed = path.name.endswith(".gz")
         held = verify_gzip(path, size + 1_000_000) if is_packed else path.stat().st_size   # with the header
         if held < size:   # nibabel would take memory for all of it first
-            raise VolumeError(f"{path} holds {held:,} bytes, but its header announces {size:,}; copy it again")
+            announced = f"its header announces {size:,}"
+            raise VolumeError(f"{path} holds {held:,} bytes, but {announced}; copy it again")
         array = np.asanyarray(image.dataobj).reshape(shape)
         if array.dtype.kind not in "iuf":
             raise VolumeError(f"{path} holds {array.dtype}; expected one number for each voxel")
