@@ -130,7 +130,7 @@ def test_sigkill_at_every_operation_is_survived(processes, tmp_path):
     (tmp_path / "home").mkdir()
     prepared = training(tmp_path / "home")
     count = count_operations(prepared, tmp_path / "logged")
-    numbers = range(count) if SOAK else range(3, count, 9)
+    numbers = range(count) if SOAK else range(3, count, 18)
     for at in numbers:
         place = write_tree(tmp_path / "place", {})
         process = processes.Process(target=train_and_die, args=(str(place), at, signal.SIGKILL))
