@@ -1,6 +1,6 @@
 """Machines as people have them: no home, no name, odd paths and encodings, a compiler that doesn't work.
 
-The single places: `ltc.trial.failure` for compiled backends, `ltc.lanes.CircuitCache` for what is stored of them,
+The single places: `ltc.trial.failure` for compiled backends, `ltc.lanes.CircuitCache` for their stored code,
 `core.files.cache_folder` and `user_path` for folders, `cli.EscapingGroup` for a terminal's encoding,
 `data.file_kinds.other_kind` for files that are no image set, and the Snakefile's relative patterns for paths.
 `THESIS_LTC_SOAK=1` adds what takes minutes: stored code of whole circuits, damaged in every way.
@@ -239,7 +239,7 @@ def test_where_compiled_code_fails_the_reference_computes_with_one_warning(tmp_p
 
 @soak
 def test_whatever_happens_to_stored_code_the_compiled_circuit_computes(tmp_path):
-    "Cut short, emptied, filled with zeros; a folder in the place of an index; all files for another function."
+    "Cut short, emptied, half of it zeros, and a folder in the place of an index."
     stored = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     sound = ([], "", False, [])
     assert tuple(read_circuit(tmp_path / "work", **stored)) == sound
