@@ -84,6 +84,8 @@ def check_record_alone(record: Record, faults: Faults) -> None:
         expected = " or ".join(dict.fromkeys(names))
         faults.add("data.split", f"is {data.split!r}, but its experiment gives {expected}")
     check_licence(record, faults)
+    if data.positive is not None:
+        faults.expect("data.positive", data.positive, data.classes[-1], "of two classes the second is")
     if not data.leakage_accepted:
         faults.expect("data.shared_patients", data.shared_patients, 0,
                       "leakage was not accepted, which allows")
