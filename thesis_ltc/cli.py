@@ -18,6 +18,7 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
+import math
 import os
 import sys
 import tempfile
@@ -532,14 +533,16 @@ def import_(
     from thesis_ltc.data.packs import read_pack
 
     with report_errors():
-        if white is not None and white <= 0:
-            raise UsageError(f"--white is {white:g}; expected a value above 0")
+        if white is not None and not 0 < white < math.inf:
+            raise UsageError(f"--white is {white:g}; expected a number above 0")
         path = pack_path(name, to)
         classes = [part.strip() for part in only.split(",")] if only else ()
         plan = understand_import(
             folder, table, label, patient, classes, independent, ignore_patient_id, positive)
         if group:
             check_groupable(plan)
+        if white is not None and plan.folder is None:
+            raise UsageError("--white is for pictures, and these are volumes: leave it away")
         print("\n".join(plan.preview(licence, white)))
         if path.exists():
             print(f"{path} is there already, and will be replaced")

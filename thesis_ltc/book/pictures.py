@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 from nbformat import NotebookNode
 
 from ..core.files import read_json
+from ..data.sources import file_name
 from ..study.consistency import LICENCES
 
 # %% ../../nbs/book/45_pictures.ipynb #has-pixels
@@ -92,7 +93,7 @@ def is_publishable(
         sets = [read_json(path)["data"] for path in paths]
         return all(
             images["publishable"] is True and LICENCES.get(images["name"], ("", True))[1]
-            and folder.name.startswith(f"{images['name']}_") for images in sets)
+            and folder.name.startswith(f"{file_name(images['name'])}_") for images in sets)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -83,7 +83,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 # %% ../../nbs/core/30_processes.ipynb #end-group
@@ -139,15 +139,14 @@ def child_process(
     **options: Any,        # of subprocess.Popen
 ) -> Iterator[subprocess.Popen]:
     "Start a process that ends, with its group, when this one is stopped, killed or loses its terminal."
-    before = {number: signal.signal(number, exit_on) for number in (signal.SIGTERM, signal.SIGHUP)}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
-    try:
-        with guarded(process):
-            yield process
-    except BaseException:
-        print(farewell, file=sys.stderr, flush=True)
-        end_group(process)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, exit_on))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        try:
+            with guarded(process):
+                yield process
+        except BaseException:
+            print(farewell, file=sys.stderr, flush=True)
+            end_group(process)
+            raise

@@ -65,12 +65,14 @@ def deep_kind(image: Image.Image) -> str | None:
     "The kind of a picture whose white isn't stated; None for 8 bits, and for PGM files, which state theirs."
     if image.mode == "F":
         return "floating point"
-    if image.format == "PPM" or not image.mode.startswith("I"):
-        return None
-    return "16-bit" if image.mode.startswith("I;16") else "32-bit"
+    return "whole-number" if image.mode.startswith("I") and image.format != "PPM" else None
 
 
-def white_of(kind: str, lowest: float, highest: float, pictures: int) -> float | str:
+def white_of(
+    kind: str, lowest: float, highest: float,
+    pictures: int,                 # that have these values
+    stated: float | None = None,   # by the user
+) -> float | str:
     "The value that is white in pictures of a kind, or why it isn't known."
     found = f"values from {lowest:,g} to {highest:,g}"
     if pictures > 1:
@@ -79,6 +81,8 @@ def white_of(kind: str, lowest: float, highest: float, pictures: int) -> float |
         return f"{kind} pixels that are no numbers; save the picture as 8-bit grey"
     if lowest < 0:
         return f"{found} have no stated black: save it as 8-bit grey, with a window that you choose"
+    if stated is not None:
+        return float(stated)
     if kind == "floating point" and highest <= 1:
         return 1.0
     for white in (255, 4_095):
@@ -110,13 +114,14 @@ def range_of(kind: str, pixels: np.ndarray) -> Range:
     return Range(kind, float(pixels.min()), float(pixels.max()))
 
 
-def whites_of(ranges: Iterable[Range]) -> dict[str, float | str]:
+def whites_of(ranges: Iterable[Range], stated: float | None = None) -> dict[str, float | str]:
     "What is white in all deep pictures of each kind, by the ranges of each, or why it isn't known."
     by_kind: dict[str, list[Range]] = defaultdict(list)
     for one in ranges:
         by_kind[one.kind].append(one)
-    return {kind: white_of(kind, min(one.lowest for one in of), max(one.highest for one in of), len(of))
+    ends = {kind: (min(one.lowest for one in of), max(one.highest for one in of))
             for kind, of in by_kind.items()}
+    return {kind: white_of(kind, *ends[kind], len(of), stated) for kind, of in by_kind.items()}
 
 # %% ../../nbs/data/15_decode.ipynb #to-grey
 ORIENTATION = 0x0112   # the EXIF tag
@@ -319,14 +324,18 @@ def find_whites(
     "What is white in the deep pictures of a set, by their kind; or why that isn't known."
     with ThreadPoolExecutor(usable_cores()) as pool:
         ranges = [one for one in pool.map(range_in, paths) if one is not None]
-    found = whites_of(ranges)
-    return found if white is None else dict.fromkeys(found, float(white))
+    return whites_of(ranges, white)
 
 
 def white_remarks(whites: Whites) -> list[str]:
     "What was taken for white, as remarks on a set."
-    return [f"white in {kind} pictures is {white:,g}, for all of them" if not isinstance(white, str)
-            else f"{kind} pictures are left out: {white}" for kind, white in whites.items()]
+    remarks = []
+    for kind, white in whites.items():
+        pictures = f"{kind} pictures of more than 8 bits"
+        left_out = isinstance(white, str)
+        remarks.append(f"{pictures} are left out: {white}" if left_out
+                       else f"white in {pictures} is {white:,g}, for all of them")
+    return remarks
 
 # %% ../../nbs/data/15_decode.ipynb #decode-files
 class Decoded(NamedTuple):
@@ -411,5 +420,5 @@ def decode_probes() -> dict[str, Any]:   # name: kind, pixels, square of 20 pixe
 def probe_whites() -> list[float | str]:
     "What is white for some ranges of values in a set of two pictures."
     highest = (1, 255, 256, 4_095, 4_096, 32_767, 32_768, 65_535, 65_536)
-    kinds = ("16-bit", "32-bit", "floating point")
+    kinds = ("whole-number", "floating point")
     return [white_of(kind, lowest, value, 2) for kind in kinds for value in highest for lowest in (0, -1)]

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from .decode import SUFFIXES
 from .file_kinds import first_of_other_kind, other_kind
 from .names import canonical, find_file, printable, some, spelling_remarks, unified
-from .words import made_by, order_classes, part_of_split, role_of
+from .words import is_part, made_by, order_classes, part_of_split, role_of, words_of
 
 # %% ../../nbs/data/20_folders.ipynb #foldererror
 class FolderError(ValueError):
@@ -115,8 +115,9 @@ MANIFEST = "give a manifest.csv with the columns file, label, and patient or spl
 
 def refuse_parts(place: Path, names: Sequence[str], where: str = "") -> None:
     "Raise FolderError if folders are parts of a split; one among others may be a class: control, test."
-    parts = [name for name in names if part_of_split(name)]
-    if len(parts) > 1 or parts and len(names) == 1:
+    parts = [name for name in names if is_part(name)]
+    rest = [name for name in names if name not in parts and any(map(part_of_split, words_of(name)))]
+    if len(parts) > 1 or parts and (rest or len(names) == 1):   # train beside train_masks
         raise FolderError(
             f"{place} has the folders {some(parts, 5)}{where}, which are parts of a split by their names, "
             f"and no classes or patients; {MANIFEST}, or take the folders apart")
@@ -130,7 +131,8 @@ def annotations_in(place: Path, names: Sequence[set[str]]) -> set[str] | None:
     if images and None not in roles.values() and all(len(one & images) < 2 for one in names):
         return every - images
     kinds = [set(map(canonical, one)) for one in (every, *names)]
-    if all(one == kinds[0] for one in kinds) and 1 < len(every) <= FEW and any(roles.values()):
+    are_kinds = any(roles.values()) or not all(re.search(r"\d", name) for name in every)   # axial, coronal
+    if all(one == kinds[0] for one in kinds) and 1 < len(every) <= FEW and are_kinds:
         raise FolderError(
             f"{place} has in each class the folders {some(sorted(every), FEW)}, which seem to be kinds of "
             f"pictures and no patients; {MANIFEST}, with the files that are meant")
@@ -180,7 +182,7 @@ def repeated(names: Iterable[str]) -> list[str]:
 
 def one_patient_remark(pictures: Sequence[Picture]) -> list[str]:
     "A remark on patients in two classes, if there are any."
-    pairs = {(canonical(picture.patient), picture.label) for picture in pictures if picture.patient}
+    pairs = {(canonical(one.patient), canonical(one.label)) for one in pictures if one.patient}
     both = repeated(patient for patient, _ in pairs)
     return [f"folders of the same name in two classes count as one patient: {some(both)}"] if both else []
 
@@ -346,7 +348,8 @@ def refuse_mixed(table: Path, pictures: Sequence[Picture]) -> None:
 # %% ../../nbs/data/20_folders.ipynb #one-spelling-code
 def in_one_spelling(found: Folder) -> Folder:
     "Bring each class, patient and source to one spelling; remarks say which were spelt otherwise."
-    pictures, remarks = list(found.pictures), spelling_remarks("files", [one.file for one in found.pictures])
+    pictures = list(found.pictures)
+    remarks = spelling_remarks("files", [one.file for one in pictures], "are one on some disks")
     labels = [*(picture.label for picture in pictures), *found.classes]   # a class may have no picture
     for name, plural in (("label", "classes"), ("patient", "patients"), ("source", "sources")):
         values = [getattr(picture, name) or "" for picture in pictures]
@@ -435,7 +438,11 @@ def check_folder(found: Folder) -> None:
     other = None if found.pictures else first_of_other_kind(file for file, _ in found.left_out)
     if other:
         raise FolderError(f"{found.place} holds no pictures; {other_kind(found.place / other)}")
-    if found.classes and all(map(part_of_split, found.classes)):
+    if found.layout != "manifest" and found.classes and all(map(role_of, found.classes)):
+        raise FolderError(
+            f"{found.place} has the folders {some(found.classes)}, which are images and annotations by their "
+            f"names, and no classes; {MANIFEST}")
+    if found.classes and all(map(is_part, found.classes)):
         raise FolderError(
             f"{found.place} has the classes {some(found.classes)}, which are parts of a split by their "
             "names; name the column of the label with --label")

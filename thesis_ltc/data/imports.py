@@ -27,9 +27,15 @@ from .packs import Packer, write_pack
 from .preview import licence_line, preview
 from .slices import VolumeHeader, read_volume_header, volume_remarks
 from .sources import read_image_folder
-from .volume_table import VOLUME_TABLE, find_patients, read_volumes, stated_independent
+from thesis_ltc.data.volume_table import (
+    LESION_CLASSES,
+    VOLUME_TABLE,
+    find_patients,
+    read_volumes,
+    stated_independent,
+)
 from .volumes import VolumeError
-from .words import positive_line
+from .words import order_classes, positive_line
 
 # %% ../../nbs/data/55_imports.ipynb #import
 @dataclass(frozen=True)
@@ -147,12 +153,13 @@ def select_classes(found: Folder, only: Sequence[str]) -> Folder:
         return found
     spelling = {canonical(name): name for name in found.classes}
     names = [spelling.get(canonical(name)) for name in only]
-    if len(names) == 1 or None in names:
+    if len(set(names)) < max(2, len(names)) or None in names:
         raise FolderError(
             f"of the classes only {', '.join(only)} are wanted; there are: {', '.join(found.classes)}; "
             "expected two or more of them")
     pictures = tuple(picture for picture in found.pictures if picture.label in names)
-    return replace(found, classes=tuple(names), pictures=pictures, knows_positive=len(names) == 2)
+    knows_positive = order_classes(names) == (tuple(names), True)
+    return replace(found, classes=tuple(names), pictures=pictures, knows_positive=knows_positive)
 
 # %% ../../nbs/data/55_imports.ipynb #take-as-independent
 def take_as_independent(found: Folder) -> Folder:
@@ -245,4 +252,4 @@ def import_images(
         notes = (unknown_patients("volume"), stated_independent("volume"))
         packer.notes += [remark for remark in what.remarks if remark in notes]
         packer.notes += [] if what.knows_positive else positive_line(what.classes, False)
-        pack_cases(what.volumes, packer, what.classes, size, what.place)
+        pack_cases(what.volumes, packer, LESION_CLASSES, size, what.place)

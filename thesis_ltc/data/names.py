@@ -77,12 +77,13 @@ def distinct(group: Sequence[str]) -> str:
 def spelling_remarks(
     what: str,                # patients, classes, files: in the plural
     names: Iterable[str],
-    most: int = 5,            # groups named
+    become: str = "count as one",   # what is done with those that are the same
+    most: int = 5,                  # groups named
 ) -> list[str]:
     "Remarks on names that count as one although they are spelt differently, and on those that look alike."
     names = list(dict.fromkeys(names))
     remarks = []
-    texts = {"differ in case, spaces or Unicode form only, and count as one": groups_by(canonical, names),
+    texts = {f"differ in case, spaces or Unicode form only, and {become}": groups_by(canonical, names),
              "look alike, and count as different; if they are one, spell them alike":
              groups_by(loose, unified(names))}
     for text, groups in texts.items():

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MEMORY_FORMATS', 'SWITCHES', 'Recipe', 'identity', 'resolve_device', 'resolve_precision', 'autocast', 'Switch',
-           'attribute', 'flushes_denormals', 'cublas_workspace', 'when_agreed', 'if_agreed', 'reproducible',
-           'scheduled_rate', 'best_epoch', 'stop_reason']
+           'attribute', 'flushes_denormals', 'cublas_workspace', 'when_agreed', 'if_agreed', 'set_switches',
+           'reproducible', 'scheduled_rate', 'best_epoch', 'stop_reason']
 
 # %% ../../nbs/training/15_recipe.ipynb #imports
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,9 +125,7 @@ SWITCHES = _exact | {
     "float32_matmul_precision": Switch(
         lambda: when_agreed(torch.get_float32_matmul_precision),
         if_agreed(torch.set_float32_matmul_precision), "highest"),
-    "cudnn.allow_tf32": Switch(
-        lambda: when_agreed(lambda: _parts.cudnn.allow_tf32),
-        if_agreed(lambda chosen: setattr(_parts.cudnn, "allow_tf32", chosen)), False),
+
     "bf16 sums": attribute(_parts.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
     "cudnn.benchmark": attribute(_parts.cudnn, "benchmark", False),
     "deterministic algorithms": Switch(
@@ -142,15 +140,21 @@ SWITCHES = _exact | {
 }
 
 # %% ../../nbs/training/15_recipe.ipynb #reproducible
+def set_switches(switches: Sequence[Switch], values: Sequence[Any]) -> None:
+    "Set switches that don't have their values: one that is written no longer follows the switch above it."
+    for switch, value in zip(switches, values, strict=True):
+        if switch.read() != value:
+            switch.write(value)
+
+
 @contextmanager
 def reproducible(threads: int) -> Iterator[None]:
     "Inside, the same calls on the same machine with the same number of threads give the same bits."
     switches = *SWITCHES.values(), Switch(torch.get_num_threads, torch.set_num_threads, threads)
     before = [switch.read() for switch in switches]   # all, since to write one may change what another reads
     with ExitStack() as stack:
-        for switch, found in zip(switches, before, strict=True):
-            stack.callback(switch.write, found)
-            switch.write(switch.value)
+        stack.callback(set_switches, switches, before)
+        set_switches(switches, [switch.value for switch in switches])
         for mode in (torch.inference_mode(False), torch.enable_grad(), seeded(0, "reproducible")):
             stack.enter_context(mode)
         for device in ("cpu", "cuda"):
