@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, TINY
+from disk import report
 
 from thesis_ltc.core.files import read_json, write_json
 from thesis_ltc.study import Experiment
@@ -145,6 +146,7 @@ def test_every_field_of_a_record_has_a_checksum(copy):
         (said,) = faults_of(check_checksums, copy)
         run = f"{record['id']}/seed{record['seed']}"
         assert said.startswith(f"{copy / RECORDS}, {run}, {'.'.join(place)}: not as it was published")
+    report("doctored_record_of_a_published_study", changes=len(fields(record)), lost=0)
 
 
 def test_a_record_contradicts_itself_wherever_it_can(copy):
@@ -186,6 +188,7 @@ def test_every_column_of_a_table(copy, file):
             if not faults_of(check_shelf_records, copy):
                 silent.add(f"{file}: {column}, {when}")
     assert_known(silent)
+    report(f"doctored_table_of_{Path(file).stem}", changes=2 * table.shape[1], lost=0)
 
 
 def test_every_field_of_a_plan(copy):

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from disk import report
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from page_checks import browser
 from papermill.translators import PythonTranslator
@@ -81,12 +82,10 @@ def test_no_parameter_is_run_and_what_passes_is_what_was_given(tmp_path):
              "x: int", "(a, b)", "epochs = 1 #"]
     values = [*fuzzed(2, COUNT), [program], {"a": program}, float("nan"), float("inf"), 10**4000, [[[]]] * 9,
               b"x", None]
-    refused = 0
     for number, name in enumerate(names):
         source = f"{INJECTED}\n{name} = {PythonTranslator.translate(values[number % len(values)])}\n"
         with pytest.raises(ExperimentError):
-            refuse_program(source)
-        refused += 1   # nothing of it is known, or it is a program
+            refuse_program(source)   # nothing of it is known, or it is a program
     for value in values:
         for name in ("data", "head", "folder", "epochs", "trunk", "runs"):
             source = f"{INJECTED}\n{name} = {PythonTranslator.translate(value)}\n"
@@ -101,7 +100,8 @@ def test_no_parameter_is_run_and_what_passes_is_what_was_given(tmp_path):
                    "x = 'a' * 10 ** 10", "@a\ndef f(): 0"):
         with pytest.raises(ExperimentError, match="nothing was run"):
             refuse_program(f"{INJECTED}\n{source}")
-    assert refused == len(names) and not trap.exists() and set(PARAMETERS) >= {"data", "seeds"}
+    assert not trap.exists() and set(PARAMETERS) >= {"data", "seeds"}
+    report("hostile_parameters_of_a_notebook", values=len(names) + 6 * len(values), lost=0)
 
 
 # Pages
@@ -211,6 +211,7 @@ def test_no_page_runs_or_fetches_what_a_name_says(tmp_path, host):
         found = chrome.execute_script(SCRIPTS)
     assert found["pwned"] == "undefined" and found["marked"] == [] == found["active"] == found["loaded"]
     assert Counter.seen == [] and found["text"] > 10_000
+    report("hostile_names_on_pages_in_a_browser", values=len(texts), lost=0)
 
 
 def test_no_entry_of_a_csv_file_is_a_formula():
@@ -222,6 +223,7 @@ def test_no_entry_of_a_csv_file_is_a_formula():
     assert len(rows) == len(texts) + 1
     entries = [entry for row in rows for entry in row if entry.strip("+-")]
     assert not [entry for entry in entries if entry.lstrip().startswith(("=", "+", "-", "@"))]
+    report("hostile_names_in_a_CSV_file", values=2 * len(texts), lost=0)
 
 
 def test_a_folder_of_hostile_names_becomes_a_set_and_touches_nothing_else(tmp_path):
@@ -387,6 +389,7 @@ def test_files_that_lie_are_refused_within_bounded_memory(tmp_path):
                           cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 0 and "all refused" in done.stdout, done.stderr[-3000:]
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    report("hostile_files_whose_headers_lie", values=len(before) - 1, lost=0)
 
 
 def test_sound_files_are_read(tmp_path):
