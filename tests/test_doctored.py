@@ -33,7 +33,7 @@ from thesis_ltc.study.consistency import (
 )
 from thesis_ltc.study.crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
 from thesis_ltc.study.runs import run_all
-from thesis_ltc.study.shelf import Shelf, find_shelves
+from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -73,7 +73,7 @@ def run(tmp_path_factory) -> Path:
 
 def protect(folder: Path) -> None:
     "Make checksums and metadata again, as somebody does who wants a change to pass."
-    write_json(folder / CHECKSUMS, Shelf(folder).checksums())
+    write_json(folder / CHECKSUMS, checksums_of(Shelf(folder)))
     write_crate(folder, folder.name)
 
 

@@ -120,7 +120,7 @@ def is_negative(name: str, other: str) -> bool:
     is_zero = re.fullmatch(r"(ct[\W_]*)?0", word) is not None and re.search("[1-9]", positive) is not None
     return is_zero or negates(word, positive)
 
-
+# %% ../../nbs/data/07_words.ipynb #order-classes
 def order_classes(
     labels: Iterable[str],
     positive: str | None = None,      # of two, as the user says

@@ -30,7 +30,7 @@ from .crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS
 from .experiment import Experiment, make_id, resolved_recipe
 from .plan import named_with, plan_file_name
 from .record import Record, RecordError, Scores, parse_record
-from .shelf import Shelf, read_history, run_places
+from .shelf import Shelf, checksums_of, read_history, run_places
 from ..training.recipe import Recipe, best_epoch, scheduled_rate, stop_reason
 
 # %% ../../nbs/study/71_consistency.ipynb #faults
@@ -449,7 +449,7 @@ def check_checksums(shelf: Shelf, lines: list[str]) -> None:
         lines.append(f"{path}: is missing, so nothing shows whether the study is as it was published; "
                      "restore it, or publish the study again")
         return
-    published, now = read_json(path), shelf.checksums()
+    published, now = read_json(path), checksums_of(shelf)
     places = run_places(shelf.plan)
     for file in dict.fromkeys([*published, *now]):
         if file not in published or file not in now:
@@ -507,7 +507,7 @@ UNCHECKED = {   # by field, as `fnmatch` has it: what follows from nothing else,
     f"{PLAN}: primary": "was chosen by its author", f"{PLAN}: secondary": "was chosen by its author",
 }
 
-
+# %% ../../nbs/study/71_consistency.ipynb #one-run
 def run_faults(folder: Path) -> list[str]:   # runs/<id>/seed<k>
     "What is wrong with a finished run, a line a fault."
     lines: list[str] = []
@@ -532,7 +532,7 @@ def run_faults(folder: Path) -> list[str]:   # runs/<id>/seed<k>
                      "delete it to run it again")
     return lines
 
-
+# %% ../../nbs/study/71_consistency.ipynb #all-runs
 def runs_faults(folder: Path) -> list[str]:   # runs/
     "What is wrong with the finished runs of a folder and with its plans; a run without a record is none."
     lines: list[str] = []

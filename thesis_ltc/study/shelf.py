@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANY_IMAGES', 'PRIVATE', 'INTERRUPTED', 'shelf_predictions', 'in_a_byte', 'correct_by_run', 'publish', 'hold_shelf',
            'keep_replays', 'record_lines', 'run_places', 'write_shelf', 'read_history', 'write_table', 'Shelf',
-           'find_shelves']
+           'checksums_of', 'find_shelves']
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import json
@@ -151,7 +151,7 @@ def write_shelf(folder: Path, plan: dict[str, Any], runs: list[Path]) -> None:
     write_table(folder / HISTORIES, histories)
     if outputs:
         write_table(folder / PREDICTIONS, outputs)
-    write_json(folder / CHECKSUMS, Shelf(folder).checksums())
+    write_json(folder / CHECKSUMS, checksums_of(Shelf(folder)))
 
 
 def read_history(run: Path) -> pd.DataFrame:
@@ -189,16 +189,6 @@ class Shelf:
                 except RecordError as error:
                     yield RecordError(f"line {number}: {error}")
 
-    def checksums(self) -> dict[str, Any]:
-        "Checksums of its plan, records and tables, as they are now."
-        lines = (self.folder / RECORDS).read_bytes().splitlines()
-        found = {
-            PLAN: grid_checksums([value_cells(self.plan)]),
-            RECORDS: grid_checksums(value_cells(json.loads(line)) for line in lines),
-            HISTORIES: grid_checksums(table_cells(self.histories))}
-        if self.predictions is not None:
-            found[PREDICTIONS] = grid_checksums(table_cells(self.predictions))
-        return found
 
     @cached_property
     def histories(self) -> pd.DataFrame:
@@ -231,6 +221,18 @@ class Shelf:
         "What `thesis-ltc confirm` found for each experiment, by its id; empty if it was never called."
         path = self.folder / REPLAYS
         return read_json(path)["experiments"] if path.exists() else {}
+
+# %% ../../nbs/study/70_shelf.ipynb #checksums-of
+def checksums_of(shelf: Shelf) -> dict[str, Any]:
+    "Checksums of a study's plan, records and tables, as they are now."
+    lines = (shelf.folder / RECORDS).read_bytes().splitlines()
+    found = {
+        PLAN: grid_checksums([value_cells(shelf.plan)]),
+        RECORDS: grid_checksums(value_cells(json.loads(line)) for line in lines),
+        HISTORIES: grid_checksums(table_cells(shelf.histories))}
+    if shelf.predictions is not None:
+        found[PREDICTIONS] = grid_checksums(table_cells(shelf.predictions))
+    return found
 
 # %% ../../nbs/study/70_shelf.ipynb #find-shelves
 INTERRUPTED = ("publishing study {name} was interrupted; `thesis-ltc publish {name}` goes on, "
