@@ -112,7 +112,7 @@ def test_a_command_goes_through_under_a_bare_locale(tmp_path):
     words = ["data", "import", pictures(tmp_path / "é"), "--name", "é"]
     command = [sys.executable, "-m", "thesis_ltc.cli", *words]
     done = subprocess.run(command, env=os.environ | bare, capture_output=True)
-    assert done.returncode == 2 and b"can't name a set" in done.stderr and done.stderr.isascii()
+    assert done.returncode == 2 and b"is no name of an image set" in done.stderr and done.stderr.isascii()
     assert b"Traceback" not in done.stderr
 
 

@@ -82,7 +82,7 @@ def refused(attempt):
 def imported(root, *rows):
     "Lines of the preview, and the set that is made of volumes with labels."
     (root / "volumes.csv").write_text("\n".join(["volume,label,patient", *rows]) + "\n")
-    what = understand_import(root)
+    what = understand_import(root, positive="ill")
     preview = what.preview()
     import_images(what, root / "set.zip", size=32)
     return preview, read_pack(root / "set.zip", "set")
