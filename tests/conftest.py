@@ -1,9 +1,11 @@
 """What the tests share: the repository's root, a tiny experiment, and where real data lies."""
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from thesis_ltc.core.files import write_json
 from thesis_ltc.study.crate import RECORDS
@@ -14,6 +16,12 @@ TINY = {
     "data": "digits", "head": "ncp-z", "image_size": 136, "width": 0.125, "limit": 40, "batch_size": 20,
     "threads": 1, "precision": "float32",
 }
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    "Torch seeds its generator anew in each process; a test draws the same numbers each time."
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -28,6 +36,15 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("THESIS_LTC_DATA names no folder of real images")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    "Processes forked from one that has imported the package: torch is loaded once, not at every start."
+    context = multiprocessing.get_context("forkserver")
+    studies = ["thesis_ltc.study.runs", "thesis_ltc.study.shelf"]
+    context.set_forkserver_preload([*studies, "sklearn.datasets", "pandas"])
+    return context
 
 
 def unpack_run(study: str, line: int, runs: Path) -> Path:

@@ -1,6 +1,7 @@
 """The rules of the code: order of imports, style, length of cells; each notices a violation."""
 import ast
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -174,3 +175,36 @@ def test_a_write_elsewhere_is_noticed(source, name):
 ])
 def test_reading_is_no_writing(source):
     assert calls_that_write(source) == set()
+
+
+DRAWS = re.compile(r"\btorch\.(rand|randn|randint|randperm|rand_like|randn_like)\((?!.*generator)")
+SEEDED = re.compile(r"manual_seed\(|seeded\(")
+
+
+def unseeded_cells(cells: list[dict]) -> list[str]:
+    "Cells of a page, not exported, that draw from torch's own generator before anything has seeded it."
+    drawing, seeded = [], False
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and "#| export" not in source:
+            seeded = seeded or bool(SEEDED.search(source))
+            if DRAWS.search(source) and not seeded:
+                drawing.append(cell["id"])
+    return drawing
+
+
+def test_pages_draw_the_same_numbers_each_time(root):
+    "Torch seeds its generator anew in each process: a check of drawn numbers would fail now and then."
+    found = {}
+    for path in sorted((root / "nbs").rglob("*.ipynb")):
+        if drawing := unseeded_cells(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+            found[path.name] = drawing
+    assert found == {}
+
+
+@pytest.mark.parametrize("sources, drawing", [
+    (["torch.rand(3)", "torch.manual_seed(0)"], ["0"]), (["torch.manual_seed(0)\nx = torch.randn(3)"], []),
+    (["torch.randint(3, generator=stream)"], []), (["#| export\ntorch.rand(3)", "torch.randperm(4)"], ["1"])])
+def test_an_unseeded_draw_is_noticed(sources, drawing):
+    cells = [{"cell_type": "code", "id": str(place), "source": [text]} for place, text in enumerate(sources)]
+    assert unseeded_cells(cells) == drawing

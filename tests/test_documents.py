@@ -625,15 +625,19 @@ def default_module(page: str) -> str | None:
     return next((match[1] for match in matches if match), None)
 
 
-def test_the_api_page_lists_every_module_in_the_order_of_the_notebooks():
-    text = read(ROOT / "nbs" / "report" / "90_api.md")
+def test_the_api_lists_every_module_in_the_order_of_the_notebooks():
     package = ROOT / "thesis_ltc"
     paths = [path.relative_to(package) for path in package.rglob("[!_]*.py")]
     modules = [".".join(path.with_suffix("").parts) for path in paths]
     ordered = [module for page in listed_pages() if (module := default_module(page))]
     assert sorted(ordered) == sorted(modules)
-    assert re.findall(r"automodule:: thesis_ltc\.([\w.]+)", text) == ordered
-    assert re.findall(r"^### ([\w.]+)", text, re.M) == ordered
+    pages = sorted((ROOT / "nbs" / "api").glob("[1-9]*.md"))
+    assert tuple(page.stem.split("_")[1] for page in pages) == WINGS
+    listed = {page: re.findall(r"automodule:: thesis_ltc\.([\w.]+)", read(page)) for page in pages}
+    assert [module for found in listed.values() for module in found] == ordered
+    for page, found in listed.items():
+        assert re.findall(r"^## ([\w.]+)", read(page), re.M) == found
+        assert {module.split(".")[0] for module in found} == {page.stem.split("_")[1]}
 
 
 def markdown_cells() -> dict:

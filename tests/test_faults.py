@@ -5,7 +5,6 @@ operation, once or from then on. SIGTERM and SIGKILL at each operation. A disk t
 studies that need one trunk. A clock that jumps back.
 """
 import errno
-import multiprocessing
 import os
 import shutil
 import signal
@@ -116,14 +115,6 @@ def train_and_die(place: str, at: int, number: int) -> None:
 
     with harmed(Path(place), at, die):
         without_echo(Path(place))
-
-
-@pytest.fixture(scope="module")
-def processes():
-    "Processes forked from one that has imported the package."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thesis_ltc.study.shelf", "sklearn.datasets", "pandas"])
-    return context
 
 
 def test_sigkill_at_every_operation_is_survived(processes, tmp_path):

@@ -1,6 +1,5 @@
 """A run may be killed at any instant: the same command goes on, and no bit of the result changes."""
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -38,14 +37,6 @@ def train(directory: str, slow_disk: float) -> None:
             file.write(f"{os.getpid()}\n")
 
     run(Experiment(**VALUES), 0, directory, echo=sign)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    "Processes forked from one that has imported the package: torch is loaded once, not at every start."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thesis_ltc.study.runs", "sklearn.datasets", "pandas"])
-    return context
 
 
 @pytest.fixture(scope="module")

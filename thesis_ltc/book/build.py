@@ -38,7 +38,7 @@ def configure(app: Any, config: Any) -> None:
     "Let `read_page` read notebooks, and let pages be read side by side."
     reader = ["thesis_ltc.book.dependencies.read_page", {"root": str(app.srcdir)}, False]
     config.nb_custom_formats = {".ipynb": reader}
-    app.parallel = usable_cores()
+    app.parallel = usable_cores() + 1   # one of them only hands out pages
 
 
 def allow_parallel_reading(app: Any) -> None:
@@ -70,7 +70,7 @@ def say(text: str) -> None:
 
 
 def execute_first(app: Any, env: Any, names: list[str]) -> None:
-    "Execute the pages that Sphinx is about to read; one that fails is a warning."
+    "Execute the pages that Sphinx is about to read, and mix them; a page that fails is a warning."
     from sphinx.util.logging import getLogger
 
     from thesis_ltc.book.execution import execute_pages, execution_line
@@ -80,6 +80,7 @@ def execute_first(app: Any, env: Any, names: list[str]) -> None:
     for one in done:
         if one.error:
             getLogger(__name__).warning("executing the page failed: %s", one.error, location=one.name)
+    names[:] = [name for first in range(app.parallel) for name in names[first::app.parallel]]
     say(f"Reading {len(names)} pages")
 
 

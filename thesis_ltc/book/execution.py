@@ -106,20 +106,24 @@ class NoSignals(asyncio.SelectorEventLoop):
 
 
 async def execute_page(
-    path: Path,            # of the notebook; its folder is the working folder
-    page: NotebookNode,    # gets its outputs
-) -> str:                  # what went wrong; empty if nothing did
+    path: Path,                # of the notebook; its folder is the working folder
+    page: NotebookNode,        # gets its outputs
+    turn: asyncio.Semaphore,   # to execute cells; the kernel starts before it
+) -> tuple[str, float]:        # what went wrong, empty if nothing did; seconds of its turn
     "Execute a page in a kernel of its own."
     where = {"metadata": {"path": str(path.parent)}}
     options = {"timeout": TIMEOUT, "shutdown_kernel": "immediate"}
     options["record_timing"] = False   # times would change the hash by which the page is found
     options["extra_arguments"] = [f"--InlineBackend.figure_formats={FIGURE_FORMATS}"]
     client = NotebookClient(page, resources=where, **options)
+    start = time.monotonic()
     try:
-        await client.async_execute()
+        async with client.async_setup_kernel(), turn:
+            start = time.monotonic()
+            await client.async_execute(cleanup_kc=False)
     except Exception as error:  # noqa: BLE001, whatever a page does must not stop the others
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return f"{type(error).__name__}: {error}", time.monotonic() - start
+    return "", time.monotonic() - start
 
 # %% ../../nbs/book/58_execution.ipynb #execute-all
 class Execution(NamedTuple):
@@ -141,14 +145,13 @@ async def execute_all(
     root: Path, pages: dict[Path, NotebookNode], cache: JupyterCacheBase, report: OnExecuted,
 ) -> list[Execution]:
     "Execute pages side by side, in this order, and store them in the cache."
-    free = asyncio.Semaphore(min(usable_cores(), 8))
+    count = min(usable_cores(), 8)
+    kernel, turn = asyncio.Semaphore(2 * count), asyncio.Semaphore(count)
     done: list[Execution] = []
 
     async def execute_one(path: Path, page: NotebookNode) -> None:
-        async with free:
-            start = time.monotonic()
-            error = await execute_page(path, page)
-            seconds = time.monotonic() - start
+        async with kernel:
+            error, seconds = await execute_page(path, page, turn)
         store_page(cache, path, page, seconds, error)
         done.append(Execution(path.relative_to(root).as_posix(), seconds, error))
         report(done[-1], len(done), len(pages))

@@ -8,6 +8,7 @@ __all__ = ['HEAVY', 'FORKED', 'LAUNCHER', 'POSSIBLE', 'warm_up', 'fork_kernels',
 
 # %% ../../nbs/book/50_kernels.ipynb #5a029bd1
 import asyncio
+import gc
 import importlib
 import multiprocessing
 import os
@@ -25,18 +26,21 @@ from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvision
 
 # %% ../../nbs/book/50_kernels.ipynb #warm-up
 HEAVY = (   # what most pages import, by seconds
-    "torch", "torchvision", "torchmetrics.classification", "seaborn", "ipykernel.kernelapp")
+    "torch", "torchvision", "torchmetrics.classification", "seaborn", "ipykernel.kernelapp",
+    "ipykernel.debugger")
 FORKED = "forked"                # the provisioner's name among Jupyter's entry points
 LAUNCHER = "ipykernel_launcher"  # what follows it in a kernel's command are its arguments
 POSSIBLE = sys.platform == "linux"
 
 
 def warm_up() -> None:
-    "Import heavy packages in the process from which kernels will be forked."
+    "Import heavy packages in the process from which kernels are forked, and keep them from being collected."
     if POSSIBLE:
+        os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")   # else the debugger's import warns
         for module in HEAVY:
             with suppress(ModuleNotFoundError):  # a page that needs it will say so
                 importlib.import_module(module)
+        gc.freeze()   # a fork that collected garbage among them would copy their memory
 
 
 def fork_kernels() -> None:
@@ -113,6 +117,12 @@ class ForkedProvisioner(LocalProvisioner):
         self.process = ForkedProcess(process)
         self.pid = self.pgid = process.pid
         return self.connection_info
+
+    async def wait(self) -> int | None:
+        "Wait for the kernel's end; Jupyter's own way looks every tenth of a second."
+        while await self.poll() is None:
+            await asyncio.sleep(.01)
+        return await super().wait()
 
     async def cleanup(self, restart: bool = False) -> None:
         "Remove the files, once the kernel has ended for good."

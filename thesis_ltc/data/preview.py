@@ -21,7 +21,6 @@ from thesis_ltc.data.decode import (
     Whites,
     find_whites,
     read_grey,
-    refuse_file,
     white_remarks,
     with_progress,
 )
@@ -45,7 +44,7 @@ class Inspection(NamedTuple):
 def inspect_file(path: Path, whites: Whites | None = None) -> Inspection:
     "Read a file as it will be read later, to see whether it can be."
     try:
-        refuse_file(path)
+
         kind, picture = read_grey(path, whites)
         suspicion = ""
         if picture.min() == picture.max():

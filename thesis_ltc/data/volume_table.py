@@ -98,9 +98,10 @@ def read_volumes(
     check_table(table, cases)
     if labelled == "lesion":
         return cases, LESION_CLASSES, []
-    labels = [case.label for case in cases]
-    cases = [case._replace(label=label) for case, label in zip(cases, unified(labels), strict=True)]
-    return cases, tuple(sorted(set(unified(labels)))), spelling_remarks("classes", labels)
+    spelt = [case.label for case in cases]
+    labels = unified(spelt)
+    cases = [case._replace(label=label) for case, label in zip(cases, labels, strict=True)]
+    return cases, tuple(sorted(set(labels))), spelling_remarks("classes", spelt)
 
 # %% ../../nbs/data/53_volume_table.ipynb #check-table
 def names_volume(mask: Path, volume: str) -> bool:
