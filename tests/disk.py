@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -205,6 +206,9 @@ def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, str, lis
                     yield f"{stop} operations{without}", lost, having, tree
 
 
+TEMPORARY = re.compile(r"\.\d+\.\d+\.tmp")   # the end of a temporary name: of which process, and its number
+
+
 def signature(tree: Tree) -> str:
     "A hash of all that decides how a tree is gone on with: neither times nor what temporary files hold."
     def telling(name: str, content: bytes | None) -> bytes:
@@ -214,6 +218,7 @@ def signature(tree: Tree) -> str:
 
     content = hashlib.sha256()
     for name, found in sorted(tree.items()):
-        is_temporary = any(part.endswith(".tmp") for part in name.split("/"))
-        content.update(b"temporary" if is_temporary else name.encode() + b"\0" + telling(name, found) + b"\0")
+        name = TEMPORARY.sub(".tmp", name)
+        is_file = name.endswith(".tmp") and found is not None
+        content.update(name.encode() + b"\0" + (b"" if is_file else telling(name, found)) + b"\0")
     return content.hexdigest()

@@ -13,7 +13,7 @@ import yaml
 
 from thesis_ltc.book.records import load_records
 from thesis_ltc.book.tables import varied_factors
-from thesis_ltc.core.files import read_json
+from thesis_ltc.core.files import read_json, temporary_name
 from thesis_ltc.data import load
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.heads import classifier
@@ -124,7 +124,7 @@ def test_an_interrupted_computation_leaves_nothing(trunk, tmp_path):
     assert not list(tmp_path.glob("*/features.json"))
     whole = maps_of(trunk, tmp_path, passes=3)
     assert whole.passes.shape[:2] == (3, 60) and whole.passes.isfinite().all()
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def compute(trunk: Path, directory: Path) -> None:
@@ -145,7 +145,7 @@ def test_two_processes_compute_once(trunk, tmp_path):
 def test_what_was_lost_is_made_again(trunk, tmp_path):
     first = maps_of(trunk, tmp_path)
     place, = folders_in(tmp_path)
-    part = place.with_name(place.name + ".part")
+    part = temporary_name(place)
     (place / "passes.npy").unlink()
     part.mkdir()
     (part / "plain.npy").write_bytes(b"half")   # left by a killed process

@@ -13,7 +13,7 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal', 'execute_notebook',
            'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook',
            'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines', 'audit',
-           'pack_path', 'import_', 'is_approved', 'build', 'refuse_missing', 'pack', 'book', 'figures', 'publish',
+           'pack_path', 'import_', 'is_approved', 'build', 'refuse_partial', 'pack', 'book', 'figures', 'publish',
            'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
@@ -578,12 +578,12 @@ def build(recipe: RECIPE, source: SOURCE, to: TO = None, partial: PARTIAL = Fals
             raise UsageError(f"there is no folder {source}")
         path, found = pack_path(wanted.name, to), recipes.survey(wanted, source)
         print("\n".join(f"{name}: {len(cases)} volumes" for name, cases in found.items()))
-        refuse_missing(recipes.missing(wanted, source, found), any(found.values()), partial)
+        refuse_partial(recipes.missing(wanted, source, found), any(found.values()), partial)
         recipes.build_set(wanted, source, path)
         print(f"written: {path}\n{describe_images(read_pack(path, wanted.name))}")
 
 # %% ../nbs/cli/10_cli.ipynb #refuse-missing
-def refuse_missing(missing: list[str], has_some: bool, partial: bool) -> None:
+def refuse_partial(missing: list[str], has_some: bool, partial: bool) -> None:
     "Print sources that are missing, and end the command unless a part is there and was asked for."
     if not missing:
         return

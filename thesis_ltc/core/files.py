@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'FULL', 'NO_ROOM', 'CANNOT_FLUSH', 'NUMBERS', 'NO_CACHE', 'perform', 'DiskIsFull', 'explained',
            'mount_point', 'size_text', 'flush', 'make_folder', 'rename', 'remove', 'remove_tree', 'temporary_name',
-           'whole_file', 'atomic_write', 'sweep', 'stepped_aside', 'restore_folder', 'replace_folder', 'visible_files',
-           'mapped_scratch', 'write_json', 'read_json', 'read_yaml', 'file_sha256', 'user_path', 'cache_folder',
-           'repository']
+           'whole_file', 'atomic_write', 'sweep', 'stepped_aside', 'put_back', 'whole_folder', 'restore_folder',
+           'visible_files', 'mapped_scratch', 'write_json', 'read_json', 'read_yaml', 'file_sha256', 'user_path',
+           'cache_folder', 'repository']
 
 # %% ../../nbs/core/10_files.ipynb #94529b4e
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,8 +46,8 @@ class DiskIsFull(OSError):
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}   # no room on the disk, or none in the user's quota
-NO_ROOM = ("the disk mounted at {disk} is full: {path} needs {needed}, and {free} are free. Nothing that was "
-           "complete is lost: make room, and give the same command again, which goes on from there")
+NO_ROOM = ("{full}: {path} needs {needed}{free}. Nothing that was complete is lost: make room, and give "
+           "the same command again, which goes on from there")
 
 
 def explained(error: OSError, paths: tuple[Path, ...], needed: int | None) -> OSError:
@@ -54,15 +55,20 @@ def explained(error: OSError, paths: tuple[Path, ...], needed: int | None) -> OS
     if isinstance(error, DiskIsFull) or error.errno is None:
         return error
     if error.errno not in FULL:
-        error.filename = error.filename or str(paths[-1])
+        hidden = error.filename in (None, str(paths[0]), paths[0])   # a temporary name, which nobody knows
+        error.filename = str(paths[-1]) if hidden else error.filename
         return error
     written = paths[0].stat().st_size if paths[0].is_file() else 0
     size = f"more than {size_text(written)}" if needed is None else size_text(needed)
     disk = mount_point(paths[-1])
-    free = size_text(shutil.disk_usage(disk).free + written)   # what was written of it is removed
-    full = DiskIsFull(NO_ROOM.format(disk=disk, path=paths[-1], needed=size, free=free))
-    full.errno = error.errno
-    return full
+    if error.errno == errno.ENOSPC:
+        free = size_text(shutil.disk_usage(disk).free + written)   # what was written of it is removed
+        full, room = f"the disk mounted at {disk} is full", f", and {free} are free"
+    else:
+        full, room = f"your quota on the disk mounted at {disk} is used up", ""
+    raised = DiskIsFull(NO_ROOM.format(full=full, path=paths[-1], needed=size, free=room))
+    raised.errno = error.errno
+    return raised
 
 
 def mount_point(path: Path) -> Path:
@@ -179,26 +185,42 @@ def stepped_aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def restore_folder(folder: Path) -> None:
-    "Put back a folder whose replacement was interrupted; call it only when nobody else writes there."
+def put_back(folder: Path) -> None:
+    "Give a folder its name again if the process that replaced it ended half way."
     old = stepped_aside(folder)
     if old.exists() and not folder.exists():
         rename(old, folder)
 
 
-def replace_folder(
-    new: Path,      # beside it, and whole
-    folder: Path,   # whose name it takes
-) -> None:
-    "Put a folder in the place of another, or of none; the other is there until the new one is."
-    old = stepped_aside(folder)
-    flush(new)
-    restore_folder(folder)
-    if folder.exists():
+@contextmanager
+def whole_folder(
+    folder: Path,      # to replace or create
+) -> Iterator[Path]:
+    "A folder to fill, which takes its name at the end; after an error nothing of it is left."
+    new, old = temporary_name(folder), stepped_aside(folder)
+    make_folder(new)
+    try:
+        yield new
+        flush(new)
+        put_back(folder)
+        if folder.exists():
+            remove_tree(old)
+            rename(folder, old)
+        rename(new, folder)
         remove_tree(old)
-        rename(folder, old)
-    rename(new, folder)
-    remove_tree(old)
+    except BaseException:
+        with suppress(OSError):   # perhaps of a full disk
+            remove_tree(new)
+        raise
+
+
+def restore_folder(folder: Path) -> None:
+    "Put a folder back, and remove what killed writers left; call it only when nobody else writes it."
+    put_back(folder)
+    temporary = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.\d+\.tmp")   # as `temporary_name` has it
+    for place in [*folder.parent.glob(".*.tmp")]:
+        if temporary.fullmatch(place.name):
+            remove_tree(place)
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:

@@ -25,7 +25,8 @@ from thesis_ltc.core.files import (
     make_folder,
     read_json,
     remove_tree,
-    replace_folder,
+    restore_folder,
+    whole_folder,
     write_json,
 )
 
@@ -190,14 +191,8 @@ def fetch_fashion_mnist() -> Path:
     "The folder that torchvision reads Fashion-MNIST from; fetched if it isn't there, or isn't intact."
     folder = cache_folder() / "fashion-mnist"
     with FileLock(f"{folder}.lock"):
+        restore_folder(folder)
         if not intact(folder):
-            aside = folder.with_name(".fashion-mnist.tmp")
-            for litter in (folder, aside):
-                remove_tree(litter)
-            make_folder(aside)
-            try:
-                fetch_into(aside)
-                replace_folder(aside, folder)
-            finally:
-                remove_tree(aside)
+            with whole_folder(folder) as new:
+                fetch_into(new)
     return folder

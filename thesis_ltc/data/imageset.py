@@ -15,7 +15,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -28,12 +27,9 @@ import torch
 from thesis_ltc.core.files import (
     atomic_write,
     file_sha256,
-    make_folder,
     read_json,
-    remove_tree,
-    replace_folder,
-    temporary_name,
     whole_file,
+    whole_folder,
     write_json,
 )
 from ..core.streams import generator
@@ -360,14 +356,8 @@ def write_image_set(data: ImageSet, folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {*FILES, SUMS}):
         raise ImageSetError(f"{folder} holds something other than a saved set, and is not replaced; "
                             "choose another folder, or empty it")
-    aside = temporary_name(folder)
-    make_folder(aside)
-    try:
-        write_files(data, aside)
-        replace_folder(aside, folder)
-    finally:
-        with suppress(OSError):
-            remove_tree(aside)
+    with whole_folder(folder) as new:
+        write_files(data, new)
 
 # %% ../../nbs/data/10_imageset.ipynb #write-files
 def write_files(data: ImageSet, folder: Path) -> None:

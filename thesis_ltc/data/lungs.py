@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LUNG', 'MIN_REGION', 'MIN_AREA', 'MAX_OPEN_AIR', 'MAX_DARK', 'RIM', 'MIN_WIDEST', 'CUT', 'UNSURE', 'enclosed',
-           'large_regions', 'scaled', 'corner_labels', 'slice_frame', 'EdgeAir', 'slice_edge', 'edge_air',
+           'large_regions', 'voxel_value', 'corner_labels', 'slice_frame', 'EdgeAir', 'slice_edge', 'edge_air',
            'lost_slices', 'Lungs', 'segment_lungs']
 
 # %% ../../nbs/data/47_lungs.ipynb #lungs-imports
@@ -52,7 +52,7 @@ MAX_DARK = 0.25       # of a lung that is below, too
 RIM = 2               # pixels; what vanishes if so much is taken off all around is a blurred rim
 
 
-def scaled(volume: Volume, units: float) -> float:
+def voxel_value(volume: Volume, units: float) -> float:
     "A value in Hounsfield units on the scale of a volume: as it is, or as a grey level of the window."
     low, high = WINDOW
     return (units - low) * 255 / (high - low) if volume.is_grey else units
@@ -87,7 +87,7 @@ def slice_edge(volume: Volume, index: int, at_edge: np.ndarray, darkest: float) 
     frame = slice_frame(values, darkest)
     labels, count = ndimage.label(at_edge & ~frame)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    dark = np.bincount(labels[values <= scaled(volume, MAX_OPEN_AIR)], minlength=count + 1)
+    dark = np.bincount(labels[values <= voxel_value(volume, MAX_OPEN_AIR)], minlength=count + 1)
     large = sizes >= MIN_AREA * values.size
     large[0] = False
     like_lung = dark <= MAX_DARK * sizes
@@ -148,7 +148,7 @@ class Lungs(NamedTuple):
 
 def segment_lungs(volume: Volume) -> Lungs:
     "The lungs by a threshold and connected regions; raises VolumeError if slices would be lost at the edge."
-    air = volume.voxels < scaled(volume, MAX_LUNG)
+    air = volume.voxels < voxel_value(volume, MAX_LUNG)
     inside = enclosed(air)
     edge = edge_air(volume, air & ~inside)
     if not edge.is_open:

@@ -346,8 +346,7 @@ def cached(
         try:
             return ImageSet.load(folder)
         except DamagedError:
-            for litter in (folder, *folder.parent.glob(f".{folder.name}.*.tmp")):
-                remove_tree(litter)
+            remove_tree(folder)
             build().save(folder)
             return ImageSet.load(folder)
 

@@ -23,10 +23,9 @@ import pandas as pd
 from thesis_ltc.core.files import (
     atomic_write,
     read_json,
-    remove_tree,
-    replace_folder,
     restore_folder,
     visible_files,
+    whole_folder,
     write_json,
 )
 from .checksums import CHECKSUMS, grid_checksums, table_cells, value_cells
@@ -87,15 +86,13 @@ def publish(
     trunk = source / (plan.get("trunk") or "")
     if plan.get("trunk") and not (trunk / "record.json").exists():
         raise ValueError(f"the record of the trunk, {trunk}, is missing; run `{start_command(plan)}` first")
-    new = target.with_name(f".{target.name}.new")
     with hold_shelf(source / f".{target.name}.publish.lock", target):
         restore_folder(target)
-        remove_tree(new)
-        write_shelf(new, plan, [source / place for place in run_places(plan)])
-        if target.exists():
-            keep_replays(Shelf(target), Shelf(new))
-        write_crate(new, name_of(plan))
-        replace_folder(new, target)
+        with whole_folder(target) as new:
+            write_shelf(new, plan, [source / place for place in run_places(plan)])
+            if target.exists():
+                keep_replays(Shelf(target), Shelf(new))
+            write_crate(new, name_of(plan))
     return sum(len(cell["seeds"]) for cell in plan["cells"])
 
 

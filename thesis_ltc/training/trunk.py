@@ -22,13 +22,11 @@ import torch
 from torch import Tensor
 
 from thesis_ltc.core.files import (
-    make_folder,
     read_json,
-    remove_tree,
-    replace_folder,
     repository,
     restore_folder,
     user_path,
+    whole_folder,
     write_json,
 )
 from ..core.provenance import device_name, digest
@@ -248,17 +246,8 @@ def cached_folder(
     with run_lock(folder, wait=24 * 3600.0):   # the computation may take long
         restore_folder(folder)
         if not all((folder / name).exists() for name in ("features.json", "plain.npy", "passes.npy")):
-            part = folder.with_name(folder.name + ".part")
-            for litter in (folder, part):
-                remove_tree(litter)
-            make_folder(part)
-            try:
-                write_json(part / "features.json", factors | make(part) | {"made": now()})
-                replace_folder(part, folder)
-            except BaseException:
-                with suppress(OSError):   # gigabytes, perhaps of a full disk
-                    remove_tree(part)
-                raise
+            with whole_folder(folder) as new:
+                write_json(new / "features.json", factors | make(new) | {"made": now()})
     return folder
 
 
