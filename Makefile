@@ -50,7 +50,7 @@ test: $(STAMP)
 
 # The counts of what was tried go to a folder, a JSON file a test.
 SOAK_REPORT ?= results/soak
-SOAK_TESTS  := $(wildcard $(addprefix tests/test_,kills.py crash_orders.py faults.py doctored.py hostile.py))
+SOAK_TESTS  := $(addprefix tests/test_,kills.py crash_orders.py faults.py doctored.py hostile.py environment.py)
 soak: $(STAMP)
 	@rm -rf "$(SOAK_REPORT)"
 	@THESIS_LTC_SOAK=1 THESIS_LTC_SOAK_REPORT="$(SOAK_REPORT)" $(PYTEST) $(SOAK_TESTS) && cat "$(SOAK_REPORT)"/*.json

@@ -185,6 +185,17 @@ def is_ordered(done: list[Operation], late: int, stop: int) -> bool:
     return operation.folders <= {"" if path == "." else path for path in synced}
 
 
+def reachable(done: list[Operation], folder: str) -> list[Operation]:
+    "Operations that do not lie in a folder whose name the disk lost, under whatever name it has later."
+    lost, found = [folder], []
+    for operation in done:
+        if not any(f"{operation.path}/".startswith(f"{name}/") for name in lost):
+            found.append(operation)
+        elif operation.name == "rename":
+            lost.append(operation.target)
+    return found
+
+
 def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, str, list[Operation], Tree]]:
     "What a crash may leave: a description, the operation it lost, those that the disk has, and the tree."
     for stop in range(len(done) + 1):
@@ -199,8 +210,10 @@ def crashes(before: Tree, done: list[Operation]) -> Iterator[tuple[str, str, lis
             for half in halves:
                 here = late or 0
                 having = [*kept[:here], *half, *kept[here:]]
+                is_folder = late is not None and done[late].name == "mkdir"
+                found = reachable(having, done[late].path) if is_folder else having
                 tree = dict(before)
-                if all(apply(tree, operation) for operation in having):
+                if all(apply(tree, operation) for operation in found):
                     lost = "" if late is None else f"{done[late].name} {done[late].path}"
                     without = f" without {lost}{', but its half' if half else ''}" if lost else ""
                     yield f"{stop} operations{without}", lost, having, tree

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from thesis_ltc.study.consistency import (
 )
 from thesis_ltc.study.crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
 from thesis_ltc.study.runs import run_all
-from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves
+from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves, shelf_predictions
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -189,6 +190,27 @@ def test_every_column_of_a_table(copy, file):
                 silent.add(f"{file}: {column}, {when}")
     assert_known(silent)
     report(f"doctored_table_of_{Path(file).stem}", changes=2 * table.shape[1], lost=0)
+
+
+def test_a_table_of_three_bytes_an_image(copy):
+    "As `publish` keeps many test images: the predicted class, its chance, and that of the true one."
+    table = pd.read_parquet(copy / PREDICTIONS)
+    with patch("thesis_ltc.study.shelf.MANY_IMAGES", 0):
+        brief = shelf_predictions(table.assign(split="test"))
+    brief = brief.assign(id=table.id.to_numpy(), seed=table.seed.to_numpy())
+
+    def said_of(**columns) -> list[str]:
+        brief.assign(**columns).to_parquet(copy / PREDICTIONS, index=False)
+        return faults_of(check_shelf_records, copy)
+
+    assert said_of() == []
+    other, above, unknown = (brief[name].copy() for name in ("predicted", "true_chance", "predicted"))
+    other.iloc[-1] = 1 - other.iloc[-1]
+    above.iloc[-1] = 255
+    unknown.iloc[-1] = 2
+    assert any("metrics.best.test.confusion" in line for line in said_of(predicted=other))
+    assert any("true_chance" in line for line in said_of(true_chance=above))
+    assert any("predicted: must be 0 to 1" in line for line in said_of(predicted=unknown))
 
 
 def test_every_field_of_a_plan(copy):

@@ -8,6 +8,7 @@ import pickle
 import random
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from thesis_ltc.ltc import LTC, ncp
 from thesis_ltc.ltc.wiring import Wiring
 from thesis_ltc.study import Experiment, run
 from thesis_ltc.study.runs import load_images
+from thesis_ltc.training.checkpoint import load_tensors
 from thesis_ltc.training.recipe import SWITCHES
 
 QUICK = Experiment(
@@ -96,7 +98,7 @@ def test_bits_do_not_depend_on_modes(name, usual, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("default type", torch.float64), ("denormals are flushed", True), ("float32_matmul_precision", "medium"),
+    ("default type", torch.float64), ("float32_matmul_precision", "medium"),
     ("backends.fp32_precision", "tf32"), ("deterministic algorithms", (False, False)),
 ])
 def test_bits_do_not_depend_on_switches(name, value, usual, tmp_path):
@@ -108,6 +110,27 @@ def test_bits_do_not_depend_on_switches(name, value, usual, tmp_path):
         for switch, found in reversed(list(zip(SWITCHES.values(), before, strict=True))):
             switch.write(found)
     assert content(tmp_path) == usual
+
+
+def test_the_smallest_numbers_are_kept(tmp_path):
+    "Steps so short that parameters which begin at zero become denormal numbers."
+    short = Experiment.of(vars(QUICK) | {"learning_rate": 1e-41, "epochs": 1})
+    run(short, 0, tmp_path / "usual", echo=silent)
+    model = load_tensors(next((tmp_path / "usual").glob("*/seed0/model.safetensors")))
+    smallest = torch.finfo(torch.float32).tiny
+    assert any(((0 < one.abs()) & (one.abs() < smallest)).any() for one in model[0].values())
+    torch.set_flush_denormal(True)
+    try:
+        run(short, 0, tmp_path / "flushed", echo=silent)
+    finally:
+        torch.set_flush_denormal(False)
+    assert content(tmp_path / "flushed") == content(tmp_path / "usual")
+
+
+def test_a_run_tells_the_allocator_once_to_keep_its_memory(tmp_path):
+    with patch("thesis_ltc.study.runs.keep_memory") as told:
+        run(QUICK, 0, tmp_path, echo=silent)
+    told.assert_called_once_with()
 
 
 def inference_tensors() -> int:

@@ -62,8 +62,10 @@ def explained(error: OSError, paths: tuple[Path, ...], needed: int | None) -> OS
     size = f"more than {size_text(written)}" if needed is None else size_text(needed)
     disk = mount_point(paths[-1])
     if error.errno == errno.ENOSPC:
-        free = size_text(shutil.disk_usage(disk).free + written)   # what was written of it is removed
-        full, room = f"the disk mounted at {disk} is full", f", and {free} are free"
+        free = shutil.disk_usage(disk).free + written   # what was written of it is removed
+        full, room = f"the disk mounted at {disk} is full", f", and {size_text(free)} are free"
+        if needed is not None and needed < free:
+            room += "; it may have no room for another file's name (`df -i`)"
     else:
         full, room = f"your quota on the disk mounted at {disk} is used up", ""
     raised = DiskIsFull(NO_ROOM.format(full=full, path=paths[-1], needed=size, free=room))

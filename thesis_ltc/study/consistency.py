@@ -6,15 +6,15 @@
 __all__ = ['DEFAULTS', 'ROUNDING', 'LICENCES', 'VALIDATED', 'BIN_ROUNDING', 'SINGLE_ROUNDING', 'SHARED', 'UNCHECKED', 'CHECKED',
            'Faults', 'short', 'check_record_alone', 'expected_id', 'check_licence', 'check_scores', 'hard_scores',
            'check_curves', 'recorded_recipe', 'planned_rates', 'soft_scores', 'over_pairs', 'check_outputs',
-           'check_predicted', 'check_brief_outputs', 'check_neighbours', 'check_keys', 'check_plan', 'shelf_faults',
-           'check_shelf_records', 'check_places', 'check_tables', 'run_columns', 'check_checksums', 'check_files',
-           'run_faults', 'runs_faults', 'results_faults', 'remembered']
+           'check_predicted', 'check_brief_outputs', 'check_neighbours', 'check_keys', 'idle_fields', 'check_plan',
+           'shelf_faults', 'check_shelf_records', 'check_places', 'check_tables', 'run_columns', 'check_checksums',
+           'check_files', 'run_faults', 'runs_faults', 'results_faults', 'rules_digest', 'remembered']
 
 # %% ../../nbs/study/71_consistency.ipynb #imports
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ from ..core.files import PACKAGE, atomic_write, cache_folder, file_sha256, read_
 from ..data.imageset import SPLITS
 from ..data.names import some
 from ..data.sources import COVID_CT, DIGITS, FASHION_LICENCE, split_name
+from ..heads.models import find_head
 from ..heads.sentence import HeadError
 from .checksums import CHECKSUMS, grid_differences, run_slices
 from .crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS
-from .experiment import Experiment, make_id, resolved_recipe
+from .experiment import Experiment, fields_without_effect, make_id, resolved_recipe
 from .plan import named_with, plan_file_name
 from .record import Record, RecordError, Scores, parse_record
 from .shelf import Shelf, checksums_of, read_history, run_places
@@ -324,6 +325,15 @@ def check_keys(outputs: Iterable[tuple[Record, Mapping[str, np.ndarray], Faults]
                 faults.add(name, f"differs from {other.id}, seed {other.seed}, which has the same images")
 
 # %% ../../nbs/study/71_consistency.ipynb #plan
+def idle_fields(values: Mapping[str, Any]) -> Collection[str]:   # of an experiment, by name
+    "Fields that change nothing, so that a record has their defaults; of an unknown head all."
+    try:
+        asked = Experiment(**{name: values[name] for name in DEFAULTS})
+        return fields_without_effect(asked, find_head(asked.head))
+    except HeadError:
+        return DEFAULTS
+
+
 def check_plan(
     plan: Mapping[str, Any],
     name: str,                    # under which it lies
@@ -352,9 +362,12 @@ def check_plan(
         for field, value in varied.items():
             if value not in plan.get("vary", {}).get(field, [value]):
                 faults.add(f"vary, {field}", f"lacks {value!r}, which {record.id} has")
-        for field, value in (plan.get("fixed", {}) | varied).items():
-            allowed = (value, DEFAULTS.get(field))   # the default, where a field has no effect on the head
-            if field != "folder" and value is not None and values.get(field) not in allowed:
+        planned = plan.get("fixed", {}) | varied
+        planned = {field: value for field, value in planned.items() if value is not None}
+        idle = idle_fields(values | planned)
+        for field, value in planned.items():
+            allowed = (value, DEFAULTS.get(field)) if field in idle else (value,)
+            if field != "folder" and values.get(field) not in allowed:
                 faults.add(f"{place}, {field}", f"is {value!r}, but its records have {values.get(field)!r}")
         if record.trunk is not None:
             faults.expect("trunk", plan.get("trunk"), f"{record.trunk.run}/seed{record.trunk.seed}",
@@ -496,6 +509,7 @@ UNCHECKED = {   # by field, as `fnmatch` has it: what follows from nothing else,
     "metrics.*.val.log_loss": "a shelf has the predictions of test images alone",
     "metrics.*.val.brier": "a shelf has the predictions of test images alone",
     "metrics.*.val.ece": "a shelf has the predictions of test images alone",
+    f"{PREDICTIONS}: of many test images": "three bytes an image give no AUC, and nothing of the last epoch",
     f"{HISTORIES}: train_loss*": "needs the logits of each step",
     f"{HISTORIES}: val_*, between": "needs the logits of that epoch; it is above the lowest loss",
     f"{PLAN}: question": "was written by its author", f"{PLAN}: hypothesis": "was written by its author",
@@ -561,12 +575,18 @@ def results_faults(root: Path) -> list[str]:   # the repository
 CHECKED = (".json", ".jsonl", ".csv", ".parquet")   # files, by their endings
 
 
+@cache
+def rules_digest() -> str:
+    "Digest of the code that decides what a fault is: all wings up to this one."
+    modules = [path for path in sorted(PACKAGE.glob("*/*.py")) if path.parent.name != "book"]
+    return hashlib.sha256("".join(map(file_sha256, modules)).encode()).hexdigest()
+
+
 def remembered(folder: Path, check: Callable[[Path], list[str]]) -> list[str]:
     "The faults of a folder; they are not looked for again in files that had none."
     try:
         files = [path for path in sorted(folder.iterdir()) if path.suffix in CHECKED]
-        modules = [*sorted((PACKAGE / "study").glob("*.py")), PACKAGE / "training" / "recipe.py"]
-        parts = [folder.parent.name, folder.name, check.__name__, *map(file_sha256, modules)]
+        parts = [folder.parent.name, folder.name, check.__name__, rules_digest()]
         parts += [f"{path.name} {file_sha256(path)}" for path in files]
         mark = cache_folder() / "consistent" / hashlib.sha256("\n".join(parts).encode()).hexdigest()
         if mark.exists():
