@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from page_checks import browser, faults, report
 
 from thesis_ltc.book import build as book
+from thesis_ltc.book.execution import executed_pages
 from thesis_ltc.book.kernels import POSSIBLE
 from thesis_ltc.core.files import PACKAGE, atomic_write
 
@@ -241,6 +242,9 @@ def test_every_page_of_the_report_executes():
     command = [sys.executable, "-c", CHECK_PAGES, "nbs/*.ipynb", "nbs/report/*.ipynb"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    hidden = [(name, cell.id) for name, page in executed_pages(ROOT).items() for cell in page.cells
+              if "remove-cell" in cell.metadata.get("tags", []) and cell.get("outputs")]
+    assert [place for place in hidden if place[0].startswith("nbs/report/")] == []   # a reader never sees it
 
 
 def test_wings_only_hand_on_names():
