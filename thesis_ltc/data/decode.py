@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'SUFFIXES', 'MOST_PIXELS', 'LONGEST_SIDE', 'BITS', 'DEPTHS', 'ROUNDING', 'FEW_PIXELS', 'FAR',
-           'MIXED', 'FEWEST_LEVELS', 'Whites', 'ORIENTATION', 'TURNS', 'PHOTOMETRIC', 'LONGEST_FILE', 'PNG_START',
-           'JPEG_START', 'OF_PIXELS', 'SHORTEST', 'UnreadableImage', 'DamagedImage', 'refuse_file', 'is_deep_colour',
-           'refuse_header', 'deep_kind', 'Depth', 'depth_of', 'scaled', 'Range', 'deep_pixels', 'range_of', 'described',
-           'white_of', 'White', 'levels_remarks', 'whites_of', 'upright', 'to_grey', 'weights', 'resize',
-           'without_metadata', 'png_parts', 'jpeg_parts', 'decode_stream', 'decode_once', 'read_picture', 'read_grey',
-           'decode', 'with_progress', 'range_in', 'find_whites', 'white_remarks', 'Decoded', 'decode_files',
-           'probe_pictures', 'decode_probes', 'probe_whites']
+           'MIXED', 'ASK', 'FEWEST_LEVELS', 'Whites', 'ORIENTATION', 'TURNS', 'PHOTOMETRIC', 'LONGEST_FILE',
+           'PNG_START', 'JPEG_START', 'OF_PIXELS', 'SHORTEST', 'UnreadableImage', 'DamagedImage', 'refuse_file',
+           'is_deep_colour', 'refuse_header', 'deep_kind', 'Depth', 'depth_of', 'scaled', 'Range', 'deep_pixels',
+           'range_of', 'Unknown', 'described', 'white_of', 'White', 'levels_remarks', 'whites_of', 'upright', 'to_grey',
+           'weights', 'resize', 'without_metadata', 'png_parts', 'jpeg_parts', 'decode_stream', 'decode_once',
+           'read_picture', 'read_grey', 'decode', 'with_progress', 'range_in', 'find_whites', 'white_remarks',
+           'Decoded', 'decode_files', 'probe_pictures', 'decode_probes', 'probe_whites']
 
 # %% ../../nbs/data/15_decode.ipynb #d3feb033
 import io
@@ -167,9 +167,16 @@ def range_of(kind: str, pixels: np.ndarray, file: str = "") -> Range:
     return Range(kind, float(lowest), float(np.partition(above, place)[place]), float(highest), file)
 
 # %% ../../nbs/data/15_decode.ipynb #white-code
-MIXED = ("{kind} pictures differ in depth: {depths}. By one white that follows from the highest, brightness "
-         "could give the class away: say which is white, with --white VALUE, or bring all to one depth")
+MIXED = ("some {kind} pictures have few pixels far brighter than the rest, as letters burnt in",
+         "{kind} pictures differ in depth, as from several scanners")
+ASK = "say which is white, with --white VALUE"
 
+
+class Unknown(NamedTuple):
+    "Why it isn't known what is white."
+
+    reason: str         # said of each picture
+    details: str = ""   # said once
 
 def described(depth: Depth, pictures: Sequence[Range]) -> str:
     "How many pictures are of a depth, their highest values, and a file."
@@ -180,8 +187,8 @@ def described(depth: Depth, pictures: Sequence[Range]) -> str:
     burnt_in = [one for one in pictures if one.is_burnt_in]
     if burnt_in:
         extreme = max(burnt_in, key=lambda one: one.highest)
-        text += (f"; without few far brighter pixels in {len(burnt_in):,} of them, as letters burnt in: "
-                 f"{extreme.highest:,g} in {printable(extreme.file)}")
+        text += (f"; but for few pixels of {len(burnt_in):,}, up to {extreme.highest:,g} "
+                 f"in {printable(extreme.file)}")
     return text + ")"
 
 
@@ -189,14 +196,14 @@ def white_of(
     kind: str,
     ranges: Sequence[Range],       # of all pictures of the kind
     stated: float | None = None,   # by the user
-) -> float | str:
+) -> float | Unknown:
     "The value that is white in pictures of a kind, or why it isn't known."
     lowest, highest = min(one.lowest for one in ranges), max(one.highest for one in ranges)
     found = f"values from {lowest:,g} to {highest:,g}"
     if len(ranges) > 1:
         found += f" in all {len(ranges):,} {kind} pictures"
     if -lowest > ROUNDING * max(stated or highest, 0):
-        return f"{found} have no stated black: save it as 8-bit grey, with a window that you choose"
+        return Unknown(f"{found} have no stated black: save it as 8-bit grey, with a window that you choose")
     if stated is not None:
         return float(stated)
     seen = [one for one in ranges if one.highest > 0] or ranges   # black fits in with any
@@ -205,21 +212,22 @@ def white_of(
     groups = {depth: of for depth, of in by_depth.items() if of}
     if len(groups) > 1 or any(one.is_burnt_in for one in seen):
         depths = ", ".join(described(depth, of) for depth, of in groups.items())
-        return MIXED.format(kind=kind, depths=depths)
+        reason = MIXED[len(groups) > 1].format(kind=kind)
+        details = f"{depths}; by one white for all, brightness could give the class away"
+        return Unknown(f"{reason}: {ASK}, or bring all to one depth", details)
     white = next(iter(groups)).white
     if white is None or white == 65_535 and highest < 32_768:
-        return (f"{found} are neither of 8, 12 nor 16 bits: say which is white, with --white VALUE, "
-                "or window it")
+        return Unknown(f"{found} are neither of 8, 12 nor 16 bits: {ASK}, or window it")
     return float(white)
 
 # %% ../../nbs/data/15_decode.ipynb #ranges-code
-FEWEST_LEVELS = 16   # grey levels of 256; with fewer a picture is remarked
+FEWEST_LEVELS = 32   # grey levels of 256; with fewer a picture is remarked
 
 
 class White(NamedTuple):
     "What is white in all deep pictures of a kind."
 
-    value: float | str       # the reason if it isn't known
+    value: float | Unknown
     remarks: tuple[str, ...] = ()   # on what comes of it
 
 
@@ -243,7 +251,7 @@ def whites_of(ranges: Iterable[Range], stated: float | None = None) -> dict[str,
     for one in sorted(ranges, key=lambda one: one.file):   # remarks don't depend on their order
         by_kind[one.kind].append(one)
     whites = {kind: white_of(kind, of, stated) for kind, of in by_kind.items()}
-    return {kind: White(white) if isinstance(white, str)
+    return {kind: White(white) if isinstance(white, Unknown)
             else White(white, tuple(levels_remarks(kind, by_kind[kind], white)))
             for kind, white in whites.items()}
 
@@ -278,8 +286,8 @@ def to_grey(
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = deep_pixels(image)
         white = White(65_535.0) if kind is None else (whites or whites_of([range_of(kind, pixels)]))[kind]
-        if isinstance(white.value, str):
-            raise UnreadableImage(white.value)
+        if isinstance(white.value, Unknown):
+            raise UnreadableImage(white.value.reason)
         return scaled(white.value - np.minimum(pixels, white.value) if is_negative else pixels, white.value)
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, "black")
@@ -465,10 +473,10 @@ def white_remarks(whites: Whites) -> list[str]:
     remarks = []
     for kind, white in whites.items():
         pictures = f"{kind} pictures of more than 8 bits"
-        left_out = isinstance(white.value, str)
-        remarks.append(f"{pictures} are left out: {white.value}" if left_out
-                       else f"white in {pictures} is {white.value:,g}, for all of them")
-        remarks += white.remarks
+        if isinstance(white.value, Unknown):
+            remarks.append(f"{pictures} are left out: {'; '.join(filter(None, white.value))}")
+        else:
+            remarks += [f"white in {pictures} is {white.value:,g}, for all of them", *white.remarks]
     return remarks
 
 # %% ../../nbs/data/15_decode.ipynb #decode-files
@@ -557,7 +565,7 @@ def decode_probes() -> dict[str, Any]:   # name: kind, pixels, square of 20 pixe
     return outcomes
 
 
-def probe_whites() -> list[float | str]:
+def probe_whites() -> list[float | Unknown]:
     "What is white for some ranges of values in sets of two pictures."
     highest = (1, 1.001, 16, 255, 256, 4_095, 4_096, 32_767, 32_768, 65_535, 65_536)
     sets = [[Range(kind, lowest, value, value)] * 2
