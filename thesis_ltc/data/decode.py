@@ -178,6 +178,7 @@ class Unknown(NamedTuple):
     reason: str         # said of each picture
     details: str = ""   # said once
 
+
 def described(depth: Depth, pictures: Sequence[Range]) -> str:
     "How many pictures are of a depth, their highest values, and a file."
     values = [one.telling for one in pictures]
