@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HASH_SIDE', 'FINE_SIDE', 'MAX_HASH_DISTANCE', 'MAX_CANDIDATES', 'BLUR', 'ZOOMS', 'MAX_SHIFT', 'SHIFTS', 'BATCH',
-           'MIN_ENERGY', 'MIN_CORRELATION', 'Pair', 'downscale', 'perceptual_hashes', 'hash_distances',
-           'candidate_pairs', 'fine_structure', 'magnify', 'spectrum', 'shifted_products', 'fine_correlations',
-           'exact_pairs', 'compared_pairs', 'find_pairs', 'probe_images', 'probe_digest', 'search_code', 'cache_key',
-           'duplicate_pairs', 'group_duplicates']
+           'MIN_ENERGY', 'MIN_CORRELATION', 'Pair', 'downscale', 'perceptual_hashes', 'CandidatesLeftOut',
+           'hash_distances', 'candidate_pairs', 'fine_structure', 'magnify', 'spectrum', 'shifted_products',
+           'fine_correlations', 'exact_pairs', 'compared_pairs', 'find_pairs', 'probe_images', 'probe_digest',
+           'search_code', 'cache_key', 'Search', 'recorded_search', 'cached_search', 'duplicate_pairs',
+           'group_duplicates']
 
 # %% ../../nbs/data/54_duplicates.ipynb #duplicates-imports
 import hashlib
@@ -67,6 +68,10 @@ MAX_HASH_DISTANCE = 10      # bits of 64 in which the hashes of candidates may d
 MAX_CANDIDATES = 300_000    # pairs that are compared, about ten minutes on two cores
 
 
+class CandidatesLeftOut(UserWarning):
+    "Some candidates weren't compared, so duplicates may be missed."
+
+
 def hash_distances(
     ours: np.ndarray,        # (n,) uint64, hashes of the images
     theirs: np.ndarray,      # (n,) hashes of the same images, or of their mirror images
@@ -93,7 +98,8 @@ def candidate_pairs(
         pairs = pairs[np.argsort(pairs[:, 0], kind="stable")[:MAX_CANDIDATES]]
         warnings.warn(
             f"{len(thumbnails):,} images have more than {MAX_CANDIDATES:,} candidate pairs of duplicates; "
-            f"only those whose hashes differ in up to {pairs[-1, 0]} bits are compared", stacklevel=2)
+            f"only those whose hashes differ in up to {pairs[-1, 0]} bits are compared",
+            CandidatesLeftOut, stacklevel=2)
     return pairs[:, 1:]
 
 # %% ../../nbs/data/54_duplicates.ipynb #fine-structure
@@ -243,23 +249,49 @@ def cache_key(data: ImageSet) -> str:
     return digest(data.pixels, data.patients.tolist(), search_code(), probe_digest())
 
 # %% ../../nbs/data/54_duplicates.ipynb #duplicate-pairs
-def duplicate_pairs(data: ImageSet) -> list[Pair]:
-    "All pairs of images that show the same picture, from the cache if the same search was made before."
+class Search(NamedTuple):
+    "Duplicates of a set, and which candidates were left out of the search."
+
+    pairs: list[Pair]
+    left_out: list[str]
+
+
+def recorded_search(data: ImageSet) -> Search:
+    "Search a set for duplicates; what was left out is recorded, and not said yet."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", CandidatesLeftOut)
+        pairs = find_pairs(data.images, data.patients)
+    left_out = dict.fromkeys(str(one.message) for one in said if one.category is CandidatesLeftOut)
+    return Search(pairs, list(left_out))
+
+
+def cached_search(data: ImageSet) -> Search:
+    "The search for duplicates, from the cache if the same one was made before."
     path = cache_folder() / "duplicates" / f"{cache_key(data)}.json"
     try:
-        return [Pair(*pair) for pair in read_json(path)]
-    except (OSError, ValueError, TypeError):   # not there, or damaged
-        pairs = find_pairs(data.images, data.patients)
-        write_json(path, pairs)
-        return pairs
+        found = read_json(path)
+        return Search([Pair(*pair) for pair in found["pairs"]], [str(text) for text in found["left_out"]])
+    except (OSError, ValueError, TypeError, KeyError):   # not there, or damaged
+        search = recorded_search(data)
+        write_json(path, search._asdict())
+        return search
+
+
+def duplicate_pairs(data: ImageSet) -> list[Pair]:
+    "All pairs of images that show the same picture; warns, each time, if candidates were left out."
+    search = cached_search(data)
+    for text in search.left_out:
+        warnings.warn(text, CandidatesLeftOut, stacklevel=2)
+    return search.pairs
 
 # %% ../../nbs/data/54_duplicates.ipynb #group-code
 def group_duplicates(data: ImageSet) -> ImageSet:
-    "A set of unknown patients, images that show the same picture as of one; a note says how many."
+    "A set of unknown patients, images that show the same picture as of one; notes say how many."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    pairs = np.array([[pair.first, pair.second] for pair in duplicate_pairs(data)], int).reshape(-1, 2)
+    search = cached_search(data)
+    pairs = np.array([[pair.first, pair.second] for pair in search.pairs], int).reshape(-1, 2)
     joined = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(data), len(data)))
     groups = connected_components(joined, directed=False)[1]
     _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
@@ -267,4 +299,4 @@ def group_duplicates(data: ImageSet) -> ImageSet:
              f"{(sizes > 1).sum():,} groups), each other picture as of its own, so leakage between the "
              "splits can't be fully checked")
     notes = [found if note.startswith(UNKNOWN_PATIENTS) else note for note in data.notes]
-    return replace(data, patients=data.names[first][groups], notes=notes)
+    return replace(data, patients=data.names[first][groups], notes=(*notes, *search.left_out))
