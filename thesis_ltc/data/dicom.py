@@ -98,7 +98,7 @@ def read_without_preamble(path: Path, **options: Any) -> Any:
     from pydicom.errors import InvalidDicomError
 
     dataset = pydicom.dcmread(path, force=True, **options)
-    if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008.") or "Modality" not in dataset:
+    if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008."):
         raise InvalidDicomError("it doesn't begin as a DICOM file, and its content names no DICOM object")
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little = dataset.original_encoding
