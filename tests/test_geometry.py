@@ -536,6 +536,7 @@ def test_intercepts_by_which_neighbours_differ_are_refused(tmp_path, intercept):
 
 @pytest.mark.parametrize("ids, count", [
     (["AB1", "ab1"], 1), (["AB1", "AB1 ", " ab1"], 1), (["José", "Jose\u0301"], 1), (["AB1", "AB2"], 2),
+    (["AB1", ""], 1), (["AB1", "unknown"], 1),
     ([str(number) for number in range(14)], 14)])
 def test_spellings_of_one_patient_are_one_and_placeholders_can_be_ignored(tmp_path, ids, count):
     for name in ("one", "two"):

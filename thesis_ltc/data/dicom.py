@@ -8,8 +8,8 @@ __all__ = ['NOT_DICOM', 'PLACE', 'FRAME_GROUPS', 'OF_ALL_FRAMES', 'SAME_IN_SERIE
            'holds_dicom', 'read_without_preamble', 'read_dataset', 'DicomSlice', 'check_kind', 'check_slice',
            'frame_headers', 'read_slice_headers', 'hounsfield_units', 'check_one_series', 'shared_value',
            'check_series', 'slice_label', 'check_stack', 'series_affine', 'Stack', 'missing_remarks', 'numbers_of',
-           'patients_of', 'header_doubts', 'series_errors', 'read_stack', 'stack_voxels', 'check_intercepts',
-           'check_patients', 'read_dicom', 'write_slice', 'write_series', 'write_enhanced']
+           'patient_of', 'patients_of', 'header_doubts', 'series_errors', 'read_stack', 'stack_voxels',
+           'check_intercepts', 'check_patients', 'read_dicom', 'write_slice', 'write_series', 'write_enhanced']
 
 # %% ../../nbs/data/46_dicom.ipynb #dicom-imports
 import os
@@ -27,7 +27,7 @@ import numpy as np
 from ..core.processes import usable_cores
 from .file_kinds import file_kind
 from .geometry import JITTER, Spacing, aside, spacing_of
-from .names import some, unified
+from .names import some, states_nothing, unified
 from .volumes import MIN_UPRIGHT, Volume, VolumeError, oriented, why_absent
 from .words import made_by
 
@@ -360,9 +360,15 @@ def numbers_of(slices: Sequence[DicomSlice], name: str) -> np.ndarray:   # (slic
     return values if np.isfinite(values).all() else np.array([])
 
 
+def patient_of(header: Any) -> str:
+    "PatientID of a file; empty if it is missing, or a word such as `unknown`."
+    name = str(header.get("PatientID") or "").strip()
+    return "" if states_nothing(name) else name
+
+
 def patients_of(slices: Sequence[DicomSlice]) -> list[str]:
-    "The different PatientID of some slices; spellings of one name count once."
-    return list(dict.fromkeys(unified(str(one.dataset.get("PatientID") or "").strip() for one in slices)))
+    "The different PatientID that slices name; spellings of one name count once."
+    return list(dict.fromkeys(filter(None, unified(patient_of(one.dataset) for one in slices))))
 
 
 def header_doubts(slices: Sequence[DicomSlice], spacing: Spacing) -> tuple[str, ...]:
@@ -467,7 +473,7 @@ def read_dicom(
         voxels = stack_voxels(stack)
         check_intercepts(place, stack.slices, voxels)
         volume = oriented(
-            str(place), voxels, stack.affine, stack.remarks, patient=patients[0], hounsfield=True)
+            str(place), voxels, stack.affine, stack.remarks, patient="".join(patients[:1]), hounsfield=True)
         return replace(volume, positions=np.sort([one.origin[2] for one in stack.slices]))
 
 # %% ../../nbs/data/46_dicom.ipynb #write-series

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dicom import holds_dicom, read_dicom, read_slice_headers, read_stack, series_files
+from thesis_ltc.data.dicom import (
+    holds_dicom,
+    patient_of,
+    read_dicom,
+    read_slice_headers,
+    read_stack,
+    series_files,
+)
 from .lungs import segment_lungs
 from thesis_ltc.data.volumes import (
     Volume,
@@ -227,9 +234,8 @@ def read_volume_header(volume: Path) -> VolumeHeader:
     files = series_files(volume)
     frames = read_slice_headers(files[0])
     first = frames[0].dataset
-    patient = str(first.get("PatientID") or "").strip()
     count = len(files) - 1 + len(frames)
-    return VolumeHeader((int(first.Columns), int(first.Rows), count), "DICOM", patient)
+    return VolumeHeader((int(first.Columns), int(first.Rows), count), "DICOM", patient_of(first))
 
 # %% ../../nbs/data/48_slices.ipynb #volume-remarks
 def volume_remarks(volume: Path) -> tuple[str, ...]:
