@@ -112,7 +112,7 @@ def nifti_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001, readers of damaged files raise anything
         reason = str(error).strip() or type(error).__name__
-        raise VolumeError(f"{path} is damaged or no NIfTI file: {reason}") from error
+        raise VolumeError(f"{path} is damaged or no NIfTI file: {reason}; copy it again") from error
 
 # %% ../../nbs/data/45_volumes.ipynb #open-nifti-2
 HEADER_STARTS = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
