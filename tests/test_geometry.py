@@ -432,3 +432,133 @@ def test_several_series_are_named_and_asked_for(tmp_path, places):
     preview, data = imported(tmp_path, "one,ill,p1", "two,well,p2", "three,ill,p3")
     assert any(line.startswith("left out: one: ") and "2 different series" in line for line in preview)
     assert data.quarantine[0][0] == "one" and str(tmp_path) not in data.quarantine[0][1]
+
+
+# 7. Files that are links to nothing, of another kind, or no part of the series
+
+@pytest.mark.parametrize("absent, content", [
+    ((0, 1, 2, 11, 12, 13), "annex/objects/x"), ((5,), "annex/objects/x"), ((3, 4), None)])
+def test_links_to_nothing_refuse_the_volume_with_their_number(tmp_path, absent, content):
+    write_series(tmp_path / "one", CHEST, "p1")
+    for number, path in enumerate(series_files(tmp_path / "one")):
+        if number in absent:
+            path.unlink()
+            path.symlink_to(content or path)   # to itself
+    message = refused(lambda: read_dicom(tmp_path / "one"))
+    assert f"{len(absent)} of 14 files of {tmp_path / 'one'} are links to nothing" in message
+    assert "fetch them first" in message and message == refused(lambda: volume_remarks(tmp_path / "one"))
+    write_series(tmp_path / "three", CHEST[::-1], "p3")
+    write_series(tmp_path / "two", CHEST, "p2")
+    preview, data = imported(tmp_path, "one,ill,p1", "two,well,p2", "three,ill,p3")
+    assert f"left out: one: {message}" in preview and data.quarantine[0][0] == "one"
+
+
+@pytest.mark.parametrize("name", [
+    "VERSION", "autorun.exe", "AUTORUN.INF", "viewer.dll", "start.bat", "INDEX.HTM"])
+def test_the_viewer_of_a_disc_is_passed_over(tmp_path, name):
+    write_series(tmp_path / "one", CHEST, "p1")
+    (tmp_path / "one" / name).write_bytes(b"MZ no slice")
+    assert np.array_equal(read_dicom(tmp_path / "one").voxels, CHEST)
+
+
+def test_folders_without_dicom_are_not_the_same_volume(tmp_path):
+    write_series(tmp_path / "one", CHEST, "p1")
+    for name, file in (("empty", None), ("pictures", "a.png"), ("packed", "scan.nii.gz")):
+        (tmp_path / name).mkdir()
+        if file:
+            (tmp_path / name / file).write_bytes(b"\x89PNG" if name == "pictures" else b"\x1f\x8b")
+    (tmp_path / "volumes.csv").write_text("volume,label\none,ill\nempty,well\npictures,well\npacked,ill\n")
+    preview = understand_import(tmp_path, positive="ill").preview()
+    assert not any(line.startswith("the same volume") for line in preview)
+    assert sum(line.startswith("left out: ") and "has 0 DICOM slices" in line for line in preview) == 3
+    assert any(line.endswith("it holds scan.nii.gz, a NIfTI volume") for line in preview)
+
+
+# 8. Headers that tell of other slices than the files
+
+def edited(root, edit):
+    "Remarks on a series of which each header is changed."
+    write_series(root / "one", CHEST, "p1")
+    change(root / "one", edit)
+    remarks = volume_remarks(root / "one")
+    assert read_dicom(root / "one").remarks == remarks
+    return remarks
+
+
+def header(**values):
+    "An edit that sets fields to functions of the slice's number."
+    return lambda dataset, number: [setattr(dataset, name, value(number)) for name, value in values.items()]
+
+
+DOUBTS = {
+    "sparse": (header(SpacingBetweenSlices=lambda n: 1), ["2 mm apart, but their SpacingBetweenSlices is 1"]),
+    "numbers": (header(InstanceNumber=lambda n: 2 * n + 1), ["numbers 1 to 27 belong to 14 slices"]),
+    "descending": (header(InstanceNumber=lambda n: 99 - 3 * n), ["numbers 60 to 99 belong to 14 slices"]),
+    "one gap": (header(InstanceNumber=lambda n: n + (n > 5)), ["numbers 0 to 14 belong to 14 slices"]),
+    "both": (header(InstanceNumber=lambda n: 2 * n, SpacingBetweenSlices=lambda n: 1), ["apart", "belong"]),
+    "alternating": (header(AcquisitionNumber=lambda n: n % 2 + 1), ["of the acquisitions 1, 2 alternate"]),
+    "three scans": (header(AcquisitionNumber=lambda n: n % 3), ["of the acquisitions 0, 1, 2 alternate"]),
+    "right": (header(InstanceNumber=lambda n: n, SpacingBetweenSlices=lambda n: 2), []),
+    "downwards": (header(InstanceNumber=lambda n: 20 - n), []),
+    "shuffled": (header(InstanceNumber=lambda n: n * 5 % 14), []),
+    "zero": (header(SpacingBetweenSlices=lambda n: 0), []),
+    "thick": (header(SpacingBetweenSlices=lambda n: 5), []),
+    "odd": (header(SpacingBetweenSlices=lambda n: n % 2 + 0.5, AcquisitionNumber=lambda n: None), []),
+    "each its own": (header(AcquisitionNumber=lambda n: n), []),
+    "in turn": (header(AcquisitionNumber=lambda n: n // 7), []),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_headers_that_tell_of_missing_or_of_other_slices_are_remarked(tmp_path, name):
+    edit, expected = DOUBTS[name]
+    remarks = edited(tmp_path, edit)
+    assert len(remarks) == len(expected)
+    assert all(words in remark for words, remark in zip(expected, remarks, strict=True))
+
+
+def test_instance_numbers_count_a_gap_that_is_said_once(tmp_path):
+    write_series(tmp_path / "one", CHEST, "p1")
+    change(tmp_path / "one", header(InstanceNumber=lambda n: n + 1, SpacingBetweenSlices=lambda n: 2))
+    (tmp_path / "one" / "995.dcm").unlink()
+    (remark,) = volume_remarks(tmp_path / "one")
+    assert remark == "slices are missing, 1 of 14: 1 between 6 and 10 mm"
+
+
+@pytest.mark.parametrize("intercept", [
+    lambda n: -1024 * (n % 2), lambda n: -1024 * (n > 6), lambda n: -1024 + 512 * (n % 2)])
+def test_intercepts_by_which_neighbours_differ_are_refused(tmp_path, intercept):
+    write_series(tmp_path / "one", CHEST, "p1")
+    change(tmp_path / "one", header(RescaleIntercept=intercept))
+    message = refused(lambda: read_dicom(tmp_path / "one"))
+    assert "have the rescale intercepts" in message and "keep the slices of one intercept" in message
+
+
+@pytest.mark.parametrize("ids, count", [
+    (["AB1", "ab1"], 1), (["AB1", "AB1 ", " ab1"], 1), (["José", "Jose\u0301"], 1), (["AB1", "AB2"], 2),
+    (["AB1", ""], 1), (["AB1", "unknown"], 1),
+    ([str(number) for number in range(14)], 14)])
+def test_spellings_of_one_patient_are_one_and_placeholders_can_be_ignored(tmp_path, ids, count):
+    for name in ("one", "two"):
+        write_series(tmp_path / name, CHEST[::1 if name == "one" else -1], "p2")
+    change(tmp_path / "one", header(
+        SpecificCharacterSet=lambda n: "ISO_IR 192", PatientID=lambda n: ids[n % len(ids)]))
+    read_dicom(tmp_path / "one", ignore_patient_id=True)
+    assert len(volume_remarks(tmp_path / "one")) == (count > 1)
+    if count > 1:
+        message = refused(lambda: read_dicom(tmp_path / "one"))
+        assert f"has {count} different PatientID: " in message and "say --ignore-patient-id" in message
+    else:
+        assert read_dicom(tmp_path / "one").patient in ids
+    (tmp_path / "volumes.csv").write_text("volume,label\none,ill\ntwo,well\n")
+    what = understand_import(tmp_path, positive="ill", ignore_patient_id=True)
+    assert not any(line.startswith("left out:") for line in what.preview())
+    import_images(what, tmp_path / "set.zip", size=32)
+    assert read_pack(tmp_path / "set.zip", "set").quarantine == ()
+
+
+def test_pixels_that_are_not_square_are_said_in_the_preview(tmp_path):
+    write_series(tmp_path / "one", CHEST, "p1")
+    change(tmp_path / "one", header(PixelSpacing=lambda n: [0.7, 1.9]))
+    message = refused(lambda: volume_remarks(tmp_path / "one"))
+    assert "with nearly square pixels" in message and message == refused(lambda: read_dicom(tmp_path / "one"))

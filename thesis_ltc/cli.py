@@ -550,7 +550,10 @@ def import_(
             print(f"nothing was written; add --yes to write {path}")
             raise typer.Exit(1)
         import_images(plan, path, licence or "not stated", publishable, group=group, white=white)
-        print(f"written: {path}\n{describe_images(read_pack(path, name))}")
+        images = read_pack(path, name)
+        print(f"written: {path}\n{describe_images(images)}")
+        if plan.folder is None and images.quarantine:
+            print(f"{len(images.quarantine)} of {len(plan.volumes)} volumes were left out")
 
 
 def is_approved(path: Path) -> bool:

@@ -30,6 +30,7 @@ class Case(NamedTuple):
     label: str | None = None   # of all its slices; None if the lesion mask labels them
     stacked: bool = False      # whether its slices are single ones, each of an unknown patient
     lesion_values: tuple[int, ...] = ()   # values of the lesion mask that are lesions, if it has several
+    ignore_patient_id: bool = False       # whether PatientID of its DICOM files is a placeholder
 
 
 def stem(path: Path) -> str:
@@ -82,7 +83,7 @@ def case_entries(
     remarks: Mapping[str, list[str]],   # on volumes, to which names of cases are added
 ) -> Iterator[Entry]:
     "The slices of a case as images of a pack; raises VolumeError."
-    volume = read_slices(case.volume, case.lesion, case.lung, case.lesion_values)
+    volume = read_slices(case.volume, case.lesion, case.lung, case.lesion_values, case.ignore_patient_id)
     grey = GREY_NOTE.format(source=case.source)
     if volume.is_grey and grey not in notes:
         notes.append(grey)

@@ -27,7 +27,7 @@ def lean_degrees(
 
 # %% ../../nbs/data/44_geometry.ipynb #spacing
 JITTER = 0.1    # of the usual step, by which each step may be off
-SINGLE = 0.25   # of the median step, by which those may be off that make the usual one
+SINGLE = 0.25   # of the median step; steps within it of the median are averaged to the usual step
 
 
 class Spacing(NamedTuple):

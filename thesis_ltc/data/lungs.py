@@ -35,7 +35,7 @@ def enclosed(air: np.ndarray) -> np.ndarray:   # (slices, rows, columns) bool
 
 # %% ../../nbs/data/47_lungs.ipynb #large-regions
 def large_regions(inside: np.ndarray) -> np.ndarray:   # (slices, rows, columns) bool
-    "Of some voxels those in large connected regions, where they take enough of their slice."
+    "The voxels of large connected regions, in those slices of which they fill `MIN_AREA` or more."
     from scipy import ndimage
 
     labels, count = ndimage.label(inside)
@@ -47,9 +47,9 @@ def large_regions(inside: np.ndarray) -> np.ndarray:   # (slices, rows, columns)
     return lungs & (lungs.mean(axis=(1, 2)) >= MIN_AREA)[:, None, None]
 
 # %% ../../nbs/data/47_lungs.ipynb #edge-limits
-MAX_OPEN_AIR = -950   # Hounsfield units; most of open air is below
-MAX_DARK = 0.25       # of a lung that is below, too
-RIM = 2               # pixels; what vanishes if so much is taken off all around is a blurred rim
+MAX_OPEN_AIR = -950   # Hounsfield units; most of open air is darker
+MAX_DARK = 0.25       # share of a lung's pixels that may be as dark as open air
+RIM = 2               # pixels; the blurred rim of a body is at most twice as thick, a lung thicker
 
 
 def voxel_value(volume: Volume, units: float) -> float:

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dicom import holds_dicom, read_dicom, read_slice_headers, read_stack, series_files
+from thesis_ltc.data.dicom import (
+    holds_dicom,
+    patient_of,
+    read_dicom,
+    read_slice_headers,
+    read_stack,
+    series_files,
+)
 from .lungs import segment_lungs
 from thesis_ltc.data.volumes import (
     Volume,
@@ -50,9 +57,7 @@ def check_mask(volume: Volume, mask: Volume) -> None:
         raise VolumeError(
             f"{mask.name} lies elsewhere than {volume.name}: their corners are up to {apart:.3g} mm apart; "
             f"resample it, or find the right one{known}")
-    if mask.patient and volume.patient and mask.patient != volume.patient:
-        raise VolumeError(
-            f"{mask.name} is of patient {mask.patient}, but {volume.name} of {volume.patient}")
+
 
 # %% ../../nbs/data/48_slices.ipynb #whole-numbers
 MASK_ROUNDING = 0.01   # by which a value may differ from 1, 2, ...
@@ -74,7 +79,7 @@ def whole_numbers(mask: Volume) -> Volume:
     if odd.any():
         some = ", ".join(f"{value:.4g}" for value in np.unique(values[odd])[:5])
         raise VolumeError(FRACTIONS.format(name=mask.name, low=values.min(), high=values.max(), some=some))
-    return mask if np.issubdtype(values.dtype, np.integer) else replace(mask, voxels=rounded.astype(np.int32))
+    return mask if np.issubdtype(values.dtype, np.integer) else replace(mask, voxels=rounded)
 
 # %% ../../nbs/data/48_slices.ipynb #check-lesion-2
 MAX_LESION = 0.5   # share of a volume's voxels that a lesion mask may mark
@@ -91,7 +96,7 @@ def marked_slices(mask: Volume, values: Sequence[int] = ()) -> np.ndarray:   # (
 
 
 def check_lesion(mask: Volume, values: Sequence[int]) -> None:
-    "Refuse a lesion mask of several values without a statement which are lesions, or of most of the volume."
+    "Refuse a lesion mask with several values unless some are stated, and one that marks most of the volume."
     found = np.unique(mask.voxels)
     found = found[found != 0]
     if len(found) > 1 and not values:
@@ -202,9 +207,10 @@ def read_slices(
     lesion: Path | None = None,          # its masks, NIfTI files
     lung: Path | None = None,
     lesion_values: Sequence[int] = (),   # see `slices_of`
+    ignore_patient_id: bool = False,     # see `read_dicom`
 ) -> SlicedVolume:
     "Read a volume and its masks and slice it; raises VolumeError, also while it is sliced."
-    whole = read_dicom(volume) if holds_dicom(volume) else read_nifti(volume)
+    whole = read_dicom(volume, ignore_patient_id) if holds_dicom(volume) else read_nifti(volume)
     masks = [None if path is None else read_mask(path) for path in (lesion, lung)]
     choice = choose_slices(whole, *masks, lesion_values)
     _, rows, columns = whole.voxels.shape
@@ -226,19 +232,17 @@ def read_volume_header(volume: Path) -> VolumeHeader:
         image, shape = open_nifti(volume)
         return VolumeHeader((shape[0], shape[1], shape[2]), str(image.get_data_dtype()), "")
     files = series_files(volume)
-    if not files:
-        raise VolumeError(f"{volume} has no files; expected the DICOM files of a series")
     frames = read_slice_headers(files[0])
     first = frames[0].dataset
-    patient = str(first.get("PatientID") or "").strip()
     count = len(files) - 1 + len(frames)
-    return VolumeHeader((int(first.Columns), int(first.Rows), count), "DICOM", patient)
+    return VolumeHeader((int(first.Columns), int(first.Rows), count), "DICOM", patient_of(first))
 
 # %% ../../nbs/data/48_slices.ipynb #volume-remarks
 def volume_remarks(volume: Path) -> tuple[str, ...]:
     "What a reader should know of a volume before it is read; raises VolumeError if its headers refuse it."
     if holds_dicom(volume):
         stack = read_stack(volume)
+        check_axes(str(volume), stack.affine)
         return (*stack.remarks, *lean_remarks(stack.affine))
     image, _ = open_nifti(volume)
     check_axes(str(volume), image.affine)
