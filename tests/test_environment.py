@@ -217,10 +217,16 @@ import llvmlite.binding
 def broken(*arguments, **options): raise RuntimeError("LLVM ERROR: no target")
 llvmlite.binding.parse_assembly = llvmlite.binding.ExecutionEngine.add_object_file = broken
 """
+NO_GRADIENT = """
+import thesis_ltc.ltc.cpu_backward
+def broken(*arguments): raise RuntimeError("LLVM ERROR: no gradient")
+thesis_ltc.ltc.cpu_backward.backward = broken
+"""
 CASES = {  # what is prepared, variables, and the cause that is named; none if the compiled circuit computes
     "no fork": (WITHOUT_FORK, {}, None),
     "no JIT": ("", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set; unset it"),
     "no LLVM": (NO_LLVM, {}, "no target; pip install --force-reinstall numba llvmlite"),
+    "no gradient": (NO_GRADIENT, {}, "no gradient; pip install --force-reinstall numba llvmlite"),
 }
 
 
