@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from random_circuits import copies, outputs_and_gradients, relative_error, relative_errors, wirings
 
-from thesis_ltc.ltc import LTC, ncp, trial
+from thesis_ltc.ltc import LTC, ncp, self_test
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(900)
@@ -237,14 +237,14 @@ def test_the_circuit_of_one_neuron_that_is_tried_first(gradient):
     "Also where a mode of PyTorch makes tensors without numbers."
     from torch._subclasses import FakeTensorMode
 
-    right = trial.slopes(trial.VALUES) if gradient else trial.one_neuron(trial.VALUES)
-    assert trial.results_on_gpu(DEVICE, gradient) == pytest.approx(right, rel=1e-4, abs=1e-6)
+    right = self_test.slopes(self_test.VALUES) if gradient else self_test.one_neuron(self_test.VALUES)
+    assert self_test.results_on_gpu(DEVICE, gradient) == pytest.approx(right, rel=1e-4, abs=1e-6)
     with pytest.MonkeyPatch.context() as machine, FakeTensorMode(), torch.inference_mode():
         if not GPU:
             machine.setattr(torch.cuda, "current_device", lambda: 0)
-            kernels = trial.results_on_gpu
-            machine.setattr(trial, "results_on_gpu", lambda _, gradient: kernels("cpu", gradient))
-        assert trial.difference("triton", torch.float32, gradient) == ""
+            kernels = self_test.results_on_gpu
+            machine.setattr(self_test, "results_on_gpu", lambda _, gradient: kernels("cpu", gradient))
+        assert self_test.difference("triton", torch.float32, gradient) == ""
 
 
 @can_run

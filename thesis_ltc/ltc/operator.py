@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .layout import PARAMETERS, WIDTH, WIRING, ceil_div, check_backend, motor_count, saved_rows
-from .trial import failure, refuse_unusable
+from .self_test import failure, refuse_unusable
 
 # %% ../../nbs/ltc/60_operator.ipynb #schemas
 INPUTS = ("sequence", "durations", "state", "parameters")   # that have gradients
@@ -310,7 +310,7 @@ def is_suitable(backend: str, tensor: Tensor) -> bool:
 
 def why_unusable(backend: str, tensor: Tensor) -> str:
     "Why a suitable backend can't be used in this process; empty if it can."
-    if torch.compiler.is_compiling():   # a compiler can't trace a trial; the operator will make it
+    if torch.compiler.is_compiling():   # a compiler can't trace the self-test; the operator will make it
         is_there = importlib.util.find_spec(backend) is not None
         return "" if is_there else f"{backend} isn't installed; pip install {backend}"
     return failure(backend, tensor.dtype, gradient=torch.is_grad_enabled())
