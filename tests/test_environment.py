@@ -1,6 +1,6 @@
 """Machines as people have them: no home, no name, odd paths and encodings, a compiler that doesn't work.
 
-The single places: `ltc.trial.failure` for compiled backends, `ltc.lanes.CircuitCache` for their stored code,
+The single places: `ltc.self_test.failure` for compiled backends, `ltc.lanes.CircuitCache` for stored code,
 `core.files.cache_folder` and `user_path` for folders, `cli.EscapingGroup` for a terminal's encoding,
 `data.file_kinds.other_kind` for files that are no image set, and the Snakefile's relative patterns for paths.
 `THESIS_LTC_SOAK=1` adds what takes minutes: stored code of whole circuits, damaged in every way.
@@ -217,10 +217,16 @@ import llvmlite.binding
 def broken(*arguments, **options): raise RuntimeError("LLVM ERROR: no target")
 llvmlite.binding.parse_assembly = llvmlite.binding.ExecutionEngine.add_object_file = broken
 """
+NO_GRADIENT = """
+import thesis_ltc.ltc.cpu_backward
+def broken(*arguments): raise RuntimeError("LLVM ERROR: no gradient")
+thesis_ltc.ltc.cpu_backward.backward = broken
+"""
 CASES = {  # what is prepared, variables, and the cause that is named; none if the compiled circuit computes
     "no fork": (WITHOUT_FORK, {}, None),
     "no JIT": ("", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set; unset it"),
     "no LLVM": (NO_LLVM, {}, "no target; pip install --force-reinstall numba llvmlite"),
+    "no gradient": (NO_GRADIENT, {}, "no gradient; pip install --force-reinstall numba llvmlite"),
 }
 
 
@@ -263,7 +269,7 @@ def test_whatever_happens_to_stored_code_the_compiled_circuit_computes(tmp_path)
 
 @soak
 def test_stored_code_that_is_sound_and_wrong_is_replaced(tmp_path):
-    "The trial sees wrong numbers, as softplus with the stored code of logistic gives, and compiles all anew."
+    "The self-test sees wrong numbers, as softplus with logistic's stored code gives, and compiles all anew."
     stored = {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     read_circuit(tmp_path / "work", **stored)
     files = {path.name.partition("-")[0]: path for path in (tmp_path / "numba").rglob("*.nbc")}

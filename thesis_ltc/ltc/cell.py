@@ -86,10 +86,10 @@ def initial_parameters(wiring: Wiring) -> dict[str, Tensor]:
     return values | {"output_scale": torch.ones(wiring.motor), "output_shift": torch.zeros(wiring.motor)}
 
 
-def wiring_tensors(wiring: Wiring) -> list[Tensor]:
+def wiring_tensors(wiring: Wiring, device: torch.device | str | None = None) -> list[Tensor]:
     "Sources and targets in the order of WIRING."
     arrays = (wiring.sensory_source, wiring.sensory_target, wiring.source, wiring.target)
-    return [torch.tensor(array) for array in arrays]
+    return [torch.tensor(array, device=device) for array in arrays]
 
 # %% ../../nbs/ltc/30_cell.ipynb #constrain
 POSITIVE = ("sensory.weight", "recurrent.weight", "capacitance", "leak")   # stored before softplus

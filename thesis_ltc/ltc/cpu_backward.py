@@ -25,6 +25,7 @@ from thesis_ltc.ltc.packed import (
     RETURN,
     REVERSAL,
     PackedCircuit,
+    check_indices,
     fill_rates,
     logistic,
     offsets,
@@ -355,8 +356,9 @@ def backward(
     saved: np.ndarray,                                # its third result
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     "Gradients of sequence, durations, state and parameters."
-    circuits, batch, steps, _ = sequence.shape
+    circuits, batch, steps, features = sequence.shape
     neurons, dtype = state.shape[2], sequence.dtype
+    check_indices(wiring, features, neurons)
     blocks = ceil_div(batch, WIDTH)
     units = ceil_div(blocks, BLOCKS)
     grad_sequence, grad_state = np.empty(sequence.shape, dtype), np.empty(state.shape, dtype)

@@ -24,6 +24,7 @@ from thesis_ltc.ltc.packed import (
     REVERSAL,
     WEIGHT,
     PackedCircuit,
+    check_indices,
     fill_rates,
     pack_parameters,
     run_units,
@@ -183,6 +184,7 @@ def forward(
     "Circuits of one wiring read sequences; what is saved is one row a circuit, or no row."
     circuits, batch, steps, features = sequence.shape
     neurons, dtype = state.shape[2], sequence.dtype
+    check_indices(wiring, features, neurons)
     blocks, rows = ceil_div(batch, WIDTH), saved_rows(steps, unfolds)
     saved = np.empty((circuits if save else 0, blocks, rows, neurons, WIDTH), dtype)
     motor = np.empty((circuits, batch, steps, motor_count(parameters, wiring, neurons, features)), dtype)

@@ -357,6 +357,8 @@ _tables: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def make_table(neuron: Tensor, rows: int) -> Tensor:
     "Numbers of the synapses (rows or more, degree or more) of each neuron, padded with -1."
     neuron = neuron.detach().cpu().long()
+    if len(unknown := neuron[(neuron < 0) | (neuron >= rows)]):
+        raise ValueError(f"a synapse has an end at {unknown[0]}; neurons are 0 to {rows - 1}")
     degree = torch.bincount(neuron, minlength=rows)
     order = torch.argsort(neuron, stable=True)
     first = torch.cumsum(degree, 0) - degree
@@ -445,6 +447,8 @@ def forward(
     tensors = [tensor.contiguous() for tensor in (sequence, durations, state, parameters)]
     sizes = kernel_sizes(*tensors, wiring, unfolds)
     neurons = sizes["neurons"]
+    for source, sources in ((wiring[0], sizes["features"]), (wiring[2], neurons)):
+        table_of(source, sources)   # the backward pass reads it; it is made here because that checks indices
     tables, constants, num_warps = read_shape(wiring[1], wiring[3], neurons)
     circuits, batch, steps, _ = sequence.shape
     motor = sequence.new_empty(circuits, batch, steps, sizes["motors"])

@@ -39,8 +39,16 @@ def motor_count(
     neurons: int,
     features: int,
 ) -> int:
-    "Number of motor neurons, from the length of a row of parameters."
-    return (parameters.shape[-1] - offsets(len(wiring[0]), len(wiring[2]), neurons, features)[3]) // 2
+    "Number of motor neurons, from the length of a row of parameters; raises ValueError if it has none."
+    sensory_synapses, synapses, count = len(wiring[0]), len(wiring[2]), parameters.shape[-1]
+    output_map = offsets(sensory_synapses, synapses, neurons, features)[3]
+    motors, left = divmod(count - output_map, 2)
+    if left or not 0 < motors <= neurons:
+        sizes = f"{sensory_synapses} sensory and {synapses} other synapses, {neurons} neurons"
+        expected = f"{output_map}, and two for each of 1 to {neurons} motor neurons; take those of its wiring"
+        got = f"{features} features got {count} parameters"
+        raise ValueError(f"a circuit of {sizes}, {got}, but has {expected}")
+    return motors
 
 # %% ../../nbs/ltc/10_layout.ipynb #saved-rows
 def saved_rows(steps: int, unfolds: int) -> int:

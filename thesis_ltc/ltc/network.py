@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NCPS_NAMES', 'TRACED', 'check_sequence', 'check_state', 'check_positive', 'step_durations', 'without_autocast',
-           'load_wiring', 'SynapseParameters', 'versions', 'are_same', 'restore_indices', 'CircuitParameters',
-           'ncps_index', 'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
+           'load_wiring', 'SynapseParameters', 'lasting_indices', 'check_shapes', 'CircuitParameters', 'ncps_index',
+           'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
 
 # %% ../../nbs/ltc/70_network.ipynb #imports
 import copy
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .cell import initial_parameters, read_reference, wiring_tensors
 from .layout import EPSILON, KINDS, MAPS, MEMBRANE, PARAMETERS, SYNAPSE, WIRING, check_backend
-from .operator import functorch_active, read_sequence, resolve_backend
+from .operator import functorch_active, needs_dispatcher, read_sequence, resolve_backend
 from thesis_ltc.ltc.wiring import (
     Wiring,
     WiringError,
@@ -123,29 +123,19 @@ class SynapseParameters(nn.Module):
             self.register_parameter(name, nn.Parameter(values[name]))
 
 # %% ../../nbs/ltc/70_network.ipynb #versions
-def versions(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
-    "Tensors, and how often each was changed."
-    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+def lasting_indices(wiring: Wiring, device: torch.device) -> list[Tensor]:
+    "Sources and targets, in the order of WIRING, fit for training whatever mode they are made in."
+    with torch.inference_mode(False):
+        return wiring_tensors(wiring, device)
 
 
-def are_same(seen: list[tuple[Tensor, int]], now: list[tuple[Tensor, int]]) -> bool:
-    "Whether these are the same tensors, not equal ones, in the same versions."
-    return len(seen) == len(now) and all(
-        one is two and before == after for (one, before), (two, after) in zip(seen, now, strict=True))
-
-
-def restore_indices(circuit: nn.Module) -> None:
-    "Make index buffers anew that are not those of the circuit's wiring, as after `to_empty`."
-    if circuit.rest.is_meta:
-        return
-    with torch.inference_mode(False):   # what stays must be fit for training, whatever is read first
-        indices = [index.to(circuit.rest.device) for index in wiring_tensors(circuit.wiring)]
-    for name, right in zip(WIRING, indices, strict=True):
-        part, end = name.split(".")
-        buffers = circuit.get_submodule(part)._buffers
-        there = buffers[end]
-        if there.is_meta or there.device != right.device or not torch.equal(there, right):
-            buffers[end] = right
+def check_shapes(parameters: list[Tensor], shapes: list[torch.Size]) -> None:
+    "Raise ValueError if parameters, in the order of PARAMETERS, don't have these shapes."
+    found = [parameter.shape for parameter in parameters]
+    for name, got, expected in zip(PARAMETERS, found, shapes, strict=True) if found != shapes else ():
+        if got != expected:
+            advice = "give the parameters of a circuit of the same wiring"
+            raise ValueError(f"{name} is {tuple(got)}, but the wiring needs {tuple(expected)}; {advice}")
 
 # %% ../../nbs/ltc/70_network.ipynb #circuit-parameters
 class CircuitParameters(nn.Module):
@@ -156,8 +146,9 @@ class CircuitParameters(nn.Module):
 
     def __init__(self, wiring: Wiring) -> None:
         super().__init__()
-        self.wiring, self.seen_indices = wiring, []
         values, indices = initial_parameters(wiring), wiring_tensors(wiring)
+        self.wiring, self.shapes = wiring, [values[name].shape for name in PARAMETERS]
+        self.own_indices: list[Tensor] = []   # made when the circuit is first read
         for kind, ends in zip(KINDS, (indices[:2], indices[2:]), strict=True):
             own = {name: values[f"{kind}.{name}"] for name in SYNAPSE}
             self.add_module(kind, SynapseParameters(*ends, own))
@@ -165,29 +156,36 @@ class CircuitParameters(nn.Module):
             self.register_parameter(name, nn.Parameter(values[name]))
 
     def parameter_list(self) -> list[Tensor]:
-        "All trained parameters, in the order of PARAMETERS."
+        "All trained parameters, in the order of PARAMETERS; raises ValueError if one doesn't fit the wiring."
         try:
             parts = (self.sensory._parameters, self.recurrent._parameters)
             synapses = [part[name] for part in parts for name in SYNAPSE]
-            return [*synapses, *(self._parameters[name] for name in (*MEMBRANE, *MAPS))]
+            parameters = [*synapses, *(self._parameters[name] for name in (*MEMBRANE, *MAPS))]
         except KeyError:   # a parameter computed from others, as by torch.nn.utils.parametrize
-            return list(operator.attrgetter(*PARAMETERS)(self))
-
-    def index_buffers(self) -> list[Tensor]:
-        "The buffers of sources and targets, in the order of WIRING, whatever they hold."
-        sensory, recurrent = self.sensory._buffers, self.recurrent._buffers
-        return [sensory["source"], sensory["target"], recurrent["source"], recurrent["target"]]
+            parameters = list(operator.attrgetter(*PARAMETERS)(self))
+        check_shapes(parameters, self.shapes)
+        return parameters
 
     def wiring_list(self) -> list[Tensor]:
-        "Sources and targets, in the order of WIRING; made anew if they are not those of the wiring."
-        buffers = self.index_buffers()
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or functorch_active()
-        if is_traced or are_same(self.seen_indices, versions(buffers)):
-            return buffers
-        restore_indices(self)
-        buffers = self.index_buffers()
-        self.seen_indices = versions(buffers)
-        return buffers
+        "Sources and targets, in the order of WIRING; buffers where a compiler or a transform must see them."
+        if self.rest.is_meta or needs_dispatcher(self.rest) or functorch_active():
+            sensory, recurrent = self.sensory._buffers, self.recurrent._buffers
+            return [sensory["source"], sensory["target"], recurrent["source"], recurrent["target"]]
+        if not self.own_indices or self.own_indices[0].device != self.rest.device:
+            self.own_indices = lasting_indices(self.wiring, self.rest.device)
+        return self.own_indices
+
+    def renew_buffers(self) -> None:
+        "Make the buffers of sources and targets anew, beside the parameters."
+        if not self.rest.is_meta:
+            for name, index in zip(WIRING, lasting_indices(self.wiring, self.rest.device), strict=True):
+                kind, end = name.split(".")
+                self.get_submodule(kind)._buffers[end] = index
+
+    def _apply(self, *conversion: Any, **options: Any) -> "CircuitParameters":
+        super()._apply(*conversion, **options)
+        self.renew_buffers()
+        return self
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -196,6 +194,8 @@ class CircuitParameters(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         load_wiring(self.wiring, state_dict, prefix, *others)
         super()._load_from_state_dict(state_dict, prefix, *others)
+        if self.sensory.source.is_meta:   # the parameters were made without memory, and assigned now
+            self.renew_buffers()
 
     def extra_repr(self) -> str:
         wiring = self.wiring
@@ -217,8 +217,8 @@ def ncps_index(circuit: CircuitParameters, name: str) -> tuple[Tensor, Tensor] |
     "Index of a parameter's numbers in the tensor of `ncps`: matrix entries for synapses, else everything."
     if "." not in name:
         return ...
-    synapses = getattr(circuit, name.split(".")[0])
-    return synapses.source, synapses.target
+    source, target = wiring_tensors(circuit.wiring, "cpu")[2 * KINDS.index(name.split(".")[0]):][:2]
+    return source, target   # on a CPU, which indexes tensors of every device
 
 
 def copy_weights(circuit: CircuitParameters, cell: ncps.torch.LTCCell, into_cell: bool) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import WIDTH, WIRING, ceil_div, check_backend, motor_count, saved_rows
-from .trial import failure, refuse_unusable
+from .layout import PARAMETERS, WIDTH, WIRING, ceil_div, check_backend, motor_count, saved_rows
+from .self_test import failure, refuse_unusable
 
 # %% ../../nbs/ltc/60_operator.ipynb #schemas
 INPUTS = ("sequence", "durations", "state", "parameters")   # that have gradients
@@ -310,10 +310,10 @@ def is_suitable(backend: str, tensor: Tensor) -> bool:
 
 def why_unusable(backend: str, tensor: Tensor) -> str:
     "Why a suitable backend can't be used in this process; empty if it can."
-    if torch.compiler.is_compiling():   # a compiler can't trace a trial; the operator will make it
+    if torch.compiler.is_compiling():   # a compiler can't trace the self-test; the operator will make it
         is_there = importlib.util.find_spec(backend) is not None
         return "" if is_there else f"{backend} isn't installed; pip install {backend}"
-    return failure(backend, tensor.dtype)
+    return failure(backend, tensor.dtype, gradient=torch.is_grad_enabled())
 
 
 SLOW = ("{backend} can't be used, so circuits are computed by the readable reference, "
@@ -362,7 +362,7 @@ def call_of(tensor: Tensor) -> Callable:
 def fitting_inputs(
     sequence: Tensor, durations: Tensor, state: Tensor, parameters: Tensor   # as in `read_sequence`, joined
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "The same, durations with the axes that the operator expects; raises ValueError for other shapes."
+    "The same, durations with the axes that the operator expects; raises ValueError for what doesn't fit."
     *circuits, batch, steps, _ = sequence.shape
     if durations.ndim == 2 and circuits:
         durations = durations[None]
@@ -377,6 +377,10 @@ def fitting_inputs(
         expected = f"state {(*circuits, batch, 'neurons')} and parameters {(*circuits, 'all')}"
         got = f"{tuple(state.shape)} and {tuple(parameters.shape)}"
         raise ValueError(f"a sequence {tuple(sequence.shape)} needs {expected}, but got {got}")
+    precisions = [tensor.dtype for tensor in (sequence, durations, state, parameters)]
+    if len(set(precisions)) > 1:
+        got = ", ".join(f"{name} {dtype}" for name, dtype in zip(INPUTS, precisions, strict=True))
+        raise ValueError(f"a circuit computes in one precision, but got {got}; convert them")
     return sequence, durations, state, parameters
 
 
@@ -390,6 +394,10 @@ def read_sequence(
 ) -> tuple[Tensor, Tensor]:         # outputs (..., batch, steps, motor), final state (..., batch, neurons)
     "The circuit reads a sequence, through the operator."
     inputs = fitting_inputs(sequence, durations, state, torch.cat(parameters, -1))
+    motors = motor_count(inputs[3], wiring, state.shape[-1], sequence.shape[-1])
+    if motors != parameters[-1].shape[-1]:
+        got = f"{PARAMETERS[-1]} is for {parameters[-1].shape[-1]} motor neurons"
+        raise ValueError(f"{got}, but the others leave room for {motors}; take the parameters of the wiring")
     differentiable = functorch_active() or any(tensor.requires_grad for tensor in inputs)
     save = torch.is_grad_enabled() and differentiable
     motor, final, _ = call_of(sequence)(*inputs, *wiring, unfolds, save)

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['WEIGHT', 'EXPONENT', 'MIDPOINT', 'REVERSAL', 'RETURN', 'CAPACITANCE', 'LEAK', 'REST', 'offsets', 'BLOCKS',
-           'GATES_PER_THREAD', 'target_starts', 'softplus', 'logistic', 'pack_synapses', 'pack_membranes',
-           'PackedCircuit', 'pack_parameters', 'transpose', 'fill_rates', 'forget_threads', 'run_units']
+           'GATES_PER_THREAD', 'target_starts', 'can_follow', 'check_indices', 'softplus', 'logistic', 'pack_synapses',
+           'pack_membranes', 'PackedCircuit', 'pack_parameters', 'transpose', 'fill_rates', 'forget_threads',
+           'run_units']
 
 # %% ../../nbs/ltc/41_packed.ipynb #imports
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ..core.processes import usable_cores
 from . import layout
 from .lanes import LOG2_E, compiled, transpose_tile
-from .layout import WIDTH
+from .layout import KINDS, WIDTH
+from .wiring import check_synapses
 
 # %% ../../nbs/ltc/41_packed.ipynb #target-starts
 @compiled
@@ -31,6 +34,28 @@ def target_starts(target: np.ndarray, neurons: int) -> np.ndarray:   # (neurons 
     for j in range(neurons):
         starts[j + 1] += starts[j]
     return starts
+
+# %% ../../nbs/ltc/41_packed.ipynb #follow
+@compiled
+def can_follow(source: np.ndarray, target: np.ndarray, sources: int, targets: int) -> bool:
+    "Whether synapses connect neurons that exist, and are sorted by target."
+    last = 0
+    for k in range(len(target)):
+        if not (0 <= source[k] < sources and last <= target[k] < targets):
+            return False
+        last = target[k]
+    return True
+
+
+def check_indices(wiring: Sequence[np.ndarray], features: int, neurons: int) -> None:
+    "Raise ValueError for index arrays, in the order of WIRING, that the loops can't follow."
+    for kind, ends, sources in zip(KINDS, (wiring[:2], wiring[2:]), (features, neurons), strict=True):
+        source, target = ends
+        if not source.dtype == target.dtype == np.int64:
+            got = f"sources are {source.dtype}, and targets {target.dtype}"
+            raise ValueError(f"{kind} {got}, but must be int64, as `wiring_tensors` makes them")
+        if len(source) != len(target) or not can_follow(source, target, sources, neurons):
+            check_synapses(f"{kind} ", source, target, np.ones(len(target), np.int64), sources, neurons)
 
 # %% ../../nbs/ltc/41_packed.ipynb #softplus
 @compiled
@@ -159,7 +184,7 @@ def run_units(work: Callable, units: int, gates: int, *arguments: Any) -> None:
     if count == 1:
         return work(0, units, *arguments)
     if _threads is None:
-        _threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ltc")
+        _threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="ltc")
     edges = [units * part // count for part in range(count + 1)]
     others = [_threads.submit(work, *edge, *arguments) for edge in zip(edges[1:-1], edges[2:], strict=True)]
     try:
