@@ -21,7 +21,8 @@ IMPORT_VOLUMES = ("give the folder that it lies in, with a volumes.csv of the co
                   "or volume and lesion, to `thesis-ltc data import`")
 
 
-SAVE_TABLE = "save it as CSV in UTF-8, and give the folder of its files, and the CSV file with --table"
+SAVE_TABLE = ("save it as CSV in UTF-8, and give the folder of its files to `thesis-ltc data import`, "
+              "and the CSV file with --table")
 DOWNLOAD = "download the file itself again"
 PICTURE = "a picture"
 
@@ -39,7 +40,8 @@ class FileKind(NamedTuple):
 ARCHIVE = FileKind("a zip archive that is no pack", (), b"PK\x03\x04", UNPACK)   # nor is it by its name
 ARRAYS = FileKind("an archive of NumPy arrays", (".npz",), b"", SAVE_PICTURES)
 EXCEL = FileKind("an Excel file", (".xlsx", ".xlsm"), b"", SAVE_TABLE)   # a zip archive
-TABLE = FileKind("a table", (".csv", ".tsv"), b"", "give the folder of its files, and it with --table")
+TABLE = FileKind("a table", (".csv", ".tsv"), b"",
+                 "give the folder of its files to `thesis-ltc data import`, and it with --table")
 WEIGHTS = FileKind("a file of PyTorch", (".pt", ".pth"), b"", "give the folder of the pictures")
 KINDS = (
     FileKind("a NumPy array", (".npy",), b"\x93NUMPY", SAVE_PICTURES),

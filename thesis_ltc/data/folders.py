@@ -308,7 +308,8 @@ def columns_of(table: Path, head: Sequence[str], label: str | None, patient: str
         if meaning not in found:
             expected = f"one of {', '.join(COLUMN_NAMES[meaning])}"
             raise FolderError(f"{table} has no column for the {meaning} ({expected}); "
-                              f"there are: {', '.join(head)}; name the label's with --label")
+                              f"there are: {', '.join(head)}; name the label's with "
+                              "`thesis-ltc data import --label`")
     return found
 
 # %% ../../nbs/data/20_folders.ipynb #read-table
@@ -534,7 +535,7 @@ def understand(
         found = by_table(place, manifest, label, patient)
     elif label or patient:
         raise FolderError(f"{place} has no manifest.csv, so there is no column {label or patient!r}; "
-                          "give the table with --table")
+                          "give the table with `thesis-ltc data import --table`")
     else:
         found = by_folders(place)
     found = unify_spellings(found)
@@ -582,14 +583,15 @@ def check_folder(found: Folder) -> None:
     other = None if found.pictures else first_of_other_kind(file for file, _ in found.left_out)
     if other:
         raise FolderError(f"{found.place} holds no pictures; {other_kind(found.place / other)}")
-    if found.layout != "manifest" and found.classes and all(map(role_of, found.classes)):
+    roles = {role_of(name) for name in found.classes}
+    if found.layout != "manifest" and "images" in roles and None not in roles:
         raise FolderError(
             f"{found.place} has the folders {some(found.classes)}, which are images and annotations by their "
             f"names, and no classes; {MANIFEST}")
     if found.classes and set(parts_among(found.classes)) == {*found.classes}:
         raise FolderError(
             f"{found.place} has the classes {some(found.classes)}, which are parts of a split by their "
-            "names; name the column of the label with --label")
+            "names; name the column of the label with `thesis-ltc data import --label`")
     if len(found.classes) < 2:
         raise FolderError(
             f"{found.place} has {len(found.classes)} classes {list(found.classes)}; expected two or more: "

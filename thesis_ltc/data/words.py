@@ -150,8 +150,9 @@ def is_of_masks(name: str) -> bool:
 def role_of(folder: str) -> str | None:
     "What a folder holds within a class: images, or annotations of them; None if its name doesn't tell."
     words = set(words_of(folder))
-    if words & MASKS:
-        return None if is_of_masks(folder) else "annotations"
+    is_number = "label" in words and (re.search(r"\d", folder) or any(len(word) == 1 for word in words))
+    if words & MASKS:   # label_1 is a class
+        return None if is_of_masks(folder) or is_number else "annotations"
     roles = {ROLE_OF.get(word) for word in words if word in ROLE_OF or word not in FILLERS}
     if roles == {"images", "annotations"}:   # such as lung_images
         return "annotations"
@@ -164,8 +165,9 @@ def beside_classes(names: Sequence[str]) -> dict[str, str]:
     classes = [name for name in names if roles[name] is None]
     if not classes or any(map(is_of_masks, names)):
         return {}
-    masks = {name: "annotations" for name in names if set(words_of(name)) & MASKS}
-    images = {name: "images" for name in names if roles[name] == "images" and set(words_of(name)) & FILLERS}
+    masks = {name: "annotations" for name in names if set(words_of(name)) & MASKS and roles[name]}
+    images = {name: "images" for name in names
+              if roles[name] == "images" and {*words_of(name)} & {"image", "images", "pictures", "ct"}}
     return masks | (images if len(classes) > 1 else {})
 
 
@@ -269,6 +271,6 @@ def positive_line(classes: Sequence[str], is_known: bool) -> list[str]:
     by_name, tells = order_classes(classes)
     if tells and by_name != tuple(classes):
         return [f"positive class, of which F1 and AUC speak, by --only: {classes[1]}; by its name it is the "
-                f"negative one; `thesis-ltc data import --positive NAME` states another"]
+                "negative one; `thesis-ltc data import --positive NAME` states another"]
     return [f"which class is positive can't be known from the names: {classes[1]} is taken, and F1 and AUC "
             "speak of it; `thesis-ltc data import --positive NAME` states another"]
