@@ -531,6 +531,7 @@ def import_(
     "Import a folder of pictures or volumes: show how it is understood, ask, and pack it into one file."
     from thesis_ltc.data.imports import check_groupable, import_images, understand_import
     from thesis_ltc.data.packs import read_pack
+    from thesis_ltc.data.preview import CANNOT
 
     with report_errors():
         if white is not None and not 0 < white < math.inf:
@@ -543,7 +544,10 @@ def import_(
             check_groupable(plan)
         if white is not None and plan.folder is None:
             raise UsageError("--white is for pictures, and these are volumes: leave it away")
-        print("\n".join(plan.preview(licence, white)))
+        lines = plan.preview(licence, white)
+        print("\n".join(lines))
+        if lines[-1].startswith(CANNOT):
+            raise typer.Exit(1)
         if path.exists():
             print(f"{path} is there already, and will be replaced")
         if not (yes or is_approved(path)):

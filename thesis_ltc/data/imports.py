@@ -122,7 +122,8 @@ def preview_volumes(what: Import) -> list[str]:
     by_mask = "whose slices a lesion mask labels"
     labels = Counter(f"{case.label}, each slice of them" if case.label else by_mask for case in cases)
     masks = sum(case.lung is not None for case in cases)
-    others = "" if masks == len(cases) else "; in the others lungs are found by a threshold"
+    found = len(cases) - masks
+    others = f"; in {found:,} volumes without one lungs are found by a threshold" if found else ""
     lines = [f"{what.place}: {len(cases):,} volumes of {patients:,} patients, cut into slices", *what.remarks]
     lines += [f"classes: {classes}", *positive_line(what.classes, what.knows_positive)]
     lines.append("volumes: " + ", ".join(f"{count:,} {label}" for label, count in labels.items()))

@@ -42,6 +42,7 @@ from ..core.provenance import digest
 from ..core.streams import generator, key
 from .decode import decode_files, decode_probes, probe_whites, white_remarks
 from .fashion import RAW_SUMS, FetchError, fetch_fashion_mnist
+from .file_kinds import why_unreadable
 from .folders import Folder, Picture, understand
 from thesis_ltc.data.imageset import (
     SPLITS,
@@ -53,7 +54,7 @@ from thesis_ltc.data.imageset import (
 )
 from .names import canonical, printable
 from .packs import NO_SPLIT, read_pack
-from .preview import CHANGED
+from .preview import CHANGED, small_class
 from .splits import by_fold, by_patient, by_slice
 from .words import positive_line
 
@@ -247,12 +248,9 @@ def sha256_or_none(path: Path) -> str | None:
 
 def refuse_small_classes(found: Folder, labels: np.ndarray, quarantine: list[tuple[str, str]]) -> None:
     "Raise DataError if a class has fewer than three pictures, one for each split."
-    for label, count in zip(found.classes, np.bincount(labels, minlength=len(found.classes)), strict=True):
-        if count < 3:
-            message = f"class '{printable(label)}' of {found.place} has {count} readable pictures"
-            why = "; ".join(f"{printable(file)}: {reason}" for file, reason in quarantine[:3])
-            left_out = f" (left out: {why})" if why else ""
-            raise DataError(f"{message}; expected at least 3, one for each part{left_out}")
+    counts = np.bincount(labels, minlength=len(found.classes)).tolist()
+    if message := small_class(found, dict(zip(found.classes, counts, strict=True)), quarantine):
+        raise DataError(message)
 
 # %% ../../nbs/data/40_sources.ipynb #read-image-folder2
 def read_image_folder(
@@ -264,7 +262,8 @@ def read_image_folder(
     pictures, quarantine = unchanged(found)
     files = [found.place / picture.file for picture in pictures]
     images, kinds, reasons, whites = decode_files(files, size, white)
-    quarantine += [(pictures[row].file, reason) for row, reason in reasons.items()]
+    quarantine += [(pictures[row].file, why_unreadable(files[row], reason))
+                   for row, reason in reasons.items()]
     pictures = [picture for row, picture in enumerate(pictures) if row not in reasons]
     labels = np.array([found.classes.index(picture.label) for picture in pictures], np.int64)
     refuse_small_classes(found, labels, quarantine)
@@ -288,7 +287,7 @@ def read_image_folder(
         notes=tuple(map(printable, notes)))
 
 # %% ../../nbs/data/40_sources.ipynb #reader-digest
-FORMAT = 1   # of a stored set; raise it when a reader gives the same files other labels, names or remarks
+FORMAT = 2   # of a stored set; raise it when a reader gives the same files other labels, names or remarks
 
 
 @cache
