@@ -6,11 +6,12 @@ import hashlib
 import itertools
 import pickle
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,8 +21,10 @@ from thesis_ltc.heads.scan import draw_orders
 from thesis_ltc.ltc import LTC, ncp
 from thesis_ltc.ltc.wiring import Wiring
 from thesis_ltc.study import Experiment, run
+from thesis_ltc.study.experiment import build_model, recipe_of
 from thesis_ltc.study.runs import load_images
-from thesis_ltc.training.checkpoint import load_tensors
+from thesis_ltc.training import predict
+from thesis_ltc.training.checkpoint import load_model, load_tensors
 from thesis_ltc.training.recipe import SWITCHES
 
 QUICK = Experiment(
@@ -89,12 +92,35 @@ MODES = {
 }
 
 
+@pytest.fixture(scope="module")
+def usual_bfloat16(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("usual")
+    run(replace(QUICK, precision="bfloat16"), 0, folder, echo=silent)
+    return content(folder)
+
+
 @pytest.mark.parametrize("name", MODES)
-def test_bits_do_not_depend_on_modes(name, usual, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_bits_do_not_depend_on_modes(name, precision, usual, usual_bfloat16, tmp_path):
     data = load_images(QUICK)
     with MODES[name]():
-        run(QUICK, 0, tmp_path, data=data, echo=silent)
-    assert content(tmp_path) == usual
+        run(replace(QUICK, precision=precision), 0, tmp_path, data=data, echo=silent)
+    assert content(tmp_path) == {"float32": usual, "bfloat16": usual_bfloat16}[precision]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_predictions_are_those_of_the_trained_weights(precision, tmp_path):
+    "They round the weights that there are, not those of the first step, which a cache may keep."
+    experiment = replace(QUICK, precision=precision, head="fc", learning_rate=0.02)
+    run(experiment, 0, tmp_path, echo=silent)
+    folder, data = next(tmp_path.glob("*/seed0")), load_images(experiment).limited(experiment.limit)
+    model = build_model(experiment, len(data.classes), 0).eval()
+    load_model(load_tensors(folder / "model.safetensors")[0], model)
+    recipe, table = recipe_of(experiment, 0), pd.read_parquet(folder / "predictions.parquet")
+    logits = predict(model, data, data.rows("test"), recipe)
+    found = table[table.split == "test"].filter(regex=r"^best_\d+$").to_numpy()
+    np.testing.assert_allclose(logits.float().softmax(1).numpy(), found, atol=0.02)
+    assert np.ptp(found, 0).max() > 0.2   # training has moved them far
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -73,8 +73,9 @@ def resolve_precision(precision: str, device: str) -> str:
 
 # %% ../../nbs/training/15_recipe.ipynb #autocast
 def autocast(recipe: Recipe) -> torch.autocast:
-    "Context of a forward pass in the recipe's precision."
-    return torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    "Context of a forward pass in the recipe's precision; weights are rounded anew in each."
+    enabled = recipe.precision == "bfloat16"
+    return torch.autocast(recipe.device, torch.bfloat16, enabled, cache_enabled=False)
 
 # %% ../../nbs/training/15_recipe.ipynb #switch
 class Switch(NamedTuple):
