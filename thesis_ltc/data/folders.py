@@ -8,9 +8,9 @@ __all__ = ['LEADS_OUT', 'TO_ITSELF', 'TO_NOTHING', 'LeftOut', 'MASK_BESIDE', 'FE
            'why_no_folder', 'subfolders', 'pictures_in', 'refuse_parts', 'annotations_in', 'first_below',
            'refuse_wrapper', 'empty_folders', 'read_classes', 'by_folders', 'count_pictures', 'repeated',
            'masks_remark', 'one_patient_remark', 'columns_of', 'is_empty', 'read_table', 'unused_columns', 'wrong_path',
-           'leads_out', 'listed_file', 'parse_position', 'picture_of_row', 'by_table', 'table_remarks', 'refuse_mixed',
-           'unify_spellings', 'in_order', 'ordered', 'understand', 'missing_files', 'absent_line', 'left_out_classes',
-           'check_folder']
+           'leads_out', 'listed_file', 'parse_position', 'picture_of_row', 'cells_of', 'by_table', 'table_remarks',
+           'refuse_mixed', 'unify_spellings', 'in_order', 'ordered', 'understand', 'missing_files', 'absent_line',
+           'left_out_classes', 'check_folder']
 
 # %% ../../nbs/data/20_folders.ipynb #b6dd818b
 import csv
@@ -19,13 +19,22 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from .decode import SUFFIXES
 from .file_kinds import TABLE, file_kind, first_of_other_kind, other_kind
-from .names import canonical, find_file, printable, some, spelling_remarks, unified
+from thesis_ltc.data.names import (
+    canonical,
+    find_file,
+    printable,
+    some,
+    spelling_remarks,
+    states_nothing,
+    unified,
+    unknown_class_remarks,
+)
 from thesis_ltc.data.words import (
     beside_classes,
     made_by,
@@ -423,6 +432,13 @@ def picture_of_row(where: str, columns: dict[str, str], file: str, values: dict[
     return Picture(file, values["label"], position=position, **optional)
 
 # %% ../../nbs/data/20_folders.ipynb #whole-table
+def cells_of(row: Mapping[str, str | None], columns: Mapping[str, str]) -> dict[str, str]:
+    "What a line of a table says, by meaning; empty where a word such as NA says that nothing is known."
+    values = {meaning: (row.get(name) or "").strip() for meaning, name in columns.items()}
+    named = [meaning for meaning in ("label", "patient", "source") if meaning in values]
+    return values | {meaning: "" for meaning in named if states_nothing(values[meaning], meaning == "label")}
+
+
 def by_table(
     place: Path,                   # that the table's files are relative to
     table: Path,
@@ -437,7 +453,7 @@ def by_table(
         if is_empty(row):
             continue
         where = f"{table}, line {number}"
-        values = {meaning: (row.get(name) or "").strip() for meaning, name in columns.items()}
+        values = cells_of(row, columns)
         file = listed_file(place, where, values, columns["label"])
         if link_fault(place, place / file):
             left_out.append((file, f"{link_fault(place, place / file)} (line {number})"))
@@ -448,8 +464,11 @@ def by_table(
         else:
             pictures.append(picture_of_row(where, columns, file, values))
     refuse_mixed(table, pictures)
-    remarks = table_remarks(head, columns, label)
-    classes = tuple({picture.label for picture in pictures})
+    labels = [picture.label for picture in pictures]
+    remarks = [*table_remarks(head, columns, label), *unknown_class_remarks(labels)]
+    if "patient" in columns and pictures and not any(picture.patient for picture in pictures):
+        remarks.append(f"the column {columns['patient']} names no patient; patients are not known")
+    classes = tuple(set(labels))
     return Folder(place, "manifest", tuple(pictures), classes, tuple(left_out), tuple(remarks))
 
 # %% ../../nbs/data/20_folders.ipynb #table-remarks
@@ -472,7 +491,8 @@ def refuse_mixed(table: Path, pictures: Sequence[Picture]) -> None:
     for meaning in ("patient", "split"):
         without = [picture.file for picture in pictures if getattr(picture, meaning) is None]
         if 0 < len(without) < len(pictures):
-            found = f"names no {meaning} of {len(without)} pictures ({', '.join(without[:3])})"
+            words = "; words such as NA and unknown name none" if meaning == "patient" else ""
+            found = f"names no {meaning} of {len(without)} pictures ({', '.join(without[:3])}{words})"
             raise FolderError(f"{table} {found}; complete the column, or take it away")
 
 # %% ../../nbs/data/20_folders.ipynb #one-spelling-code

@@ -30,7 +30,7 @@ from thesis_ltc.data.names import (
 )
 from .slices import read_volume_header
 from .volumes import VolumeError, why_absent
-from .words import is_part
+from .words import parts_among
 
 # %% ../../nbs/data/53_volume_table.ipynb #volumerow
 VOLUME_TABLE = "volumes.csv"
@@ -126,7 +126,7 @@ def read_volumes(
     spelt = [case.label for case in cases]
     labels = unified(spelt)
     classes = tuple(sorted(set(labels)))
-    if all(map(is_part, classes)):
+    if set(parts_among(classes)) == {*classes}:
         raise FolderError(
             f"{table} has the classes {some(classes)}, which are parts of a split by their names; "
             "expected the class of each volume in the column label")
