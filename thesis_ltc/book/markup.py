@@ -103,7 +103,7 @@ def rendered(text: str) -> str:
 
 MARKS = re.compile(   # what Markdown and MyST may read as such
     r"[\\`*{}\[\]$|#~^]|(?<![^\W_])_|_(?![^\W_])|^[-+=:]")
-NUMBERED = re.compile(r"^(\d+)([.)])")   # the beginning of a list
+NUMBERED = re.compile(r"^(\d+)([.)])(?=\s|$)")   # the beginning of a list
 
 
 def plain(text: str) -> str:
