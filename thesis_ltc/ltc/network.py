@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NCPS_NAMES', 'TRACED', 'check_sequence', 'check_state', 'check_positive', 'step_durations', 'without_autocast',
-           'load_wiring', 'SynapseParameters', 'lasting_indices', 'check_shapes', 'CircuitParameters', 'ncps_index',
-           'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
+           'load_wiring', 'SynapseParameters', 'lasting_indices', 'check_shapes', 'renew_buffers', 'CircuitParameters',
+           'ncps_index', 'copy_weights', 'check_ncps', 'wiring_of_cell', 'check_circuit', 'refuse_tracing', 'LTC']
 
 # %% ../../nbs/ltc/70_network.ipynb #imports
 import copy
@@ -137,6 +137,14 @@ def check_shapes(parameters: list[Tensor], shapes: list[torch.Size]) -> None:
             advice = "give the parameters of a circuit of the same wiring"
             raise ValueError(f"{name} is {tuple(got)}, but the wiring needs {tuple(expected)}; {advice}")
 
+# %% ../../nbs/ltc/70_network.ipynb #renew-buffers
+def renew_buffers(circuit: nn.Module) -> None:   # `CircuitParameters`
+    "Make the buffers of sources and targets anew, beside the parameters."
+    if not circuit.rest.is_meta:
+        for name, index in zip(WIRING, lasting_indices(circuit.wiring, circuit.rest.device), strict=True):
+            kind, end = name.split(".")
+            circuit.get_submodule(kind)._buffers[end] = index
+
 # %% ../../nbs/ltc/70_network.ipynb #circuit-parameters
 class CircuitParameters(nn.Module):
     """The trained parameters and the wiring of a circuit, by itself and as lists for the backends.
@@ -175,16 +183,9 @@ class CircuitParameters(nn.Module):
             self.own_indices = lasting_indices(self.wiring, self.rest.device)
         return self.own_indices
 
-    def renew_buffers(self) -> None:
-        "Make the buffers of sources and targets anew, beside the parameters."
-        if not self.rest.is_meta:
-            for name, index in zip(WIRING, lasting_indices(self.wiring, self.rest.device), strict=True):
-                kind, end = name.split(".")
-                self.get_submodule(kind)._buffers[end] = index
-
     def _apply(self, *conversion: Any, **options: Any) -> "CircuitParameters":
         super()._apply(*conversion, **options)
-        self.renew_buffers()
+        renew_buffers(self)
         return self
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
@@ -195,7 +196,7 @@ class CircuitParameters(nn.Module):
         load_wiring(self.wiring, state_dict, prefix, *others)
         super()._load_from_state_dict(state_dict, prefix, *others)
         if self.sensory.source.is_meta:   # the parameters were made without memory, and assigned now
-            self.renew_buffers()
+            renew_buffers(self)
 
     def extra_repr(self) -> str:
         wiring = self.wiring
