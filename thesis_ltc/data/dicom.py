@@ -27,7 +27,7 @@ import numpy as np
 from ..core.processes import usable_cores
 from .file_kinds import file_kind
 from .geometry import JITTER, Spacing, aside, spacing_of
-from .names import some, states_nothing, unified
+from .names import some, stated, unified
 from .volumes import MIN_UPRIGHT, Volume, VolumeError, oriented, why_absent
 from .words import made_by
 
@@ -362,8 +362,7 @@ def numbers_of(slices: Sequence[DicomSlice], name: str) -> np.ndarray:   # (slic
 
 def patient_of(header: Any) -> str:
     "PatientID of a file; empty if it is missing, or a word such as `unknown`."
-    name = str(header.get("PatientID") or "").strip()
-    return "" if states_nothing(name) else name
+    return stated(str(header.get("PatientID") or ""))
 
 
 def patients_of(slices: Sequence[DicomSlice]) -> list[str]:

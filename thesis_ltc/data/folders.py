@@ -10,7 +10,7 @@ __all__ = ['LEADS_OUT', 'TO_ITSELF', 'TO_NOTHING', 'LeftOut', 'MASK_BESIDE', 'FE
            'masks_remark', 'one_patient_remark', 'columns_of', 'is_empty', 'read_table', 'unused_columns', 'wrong_path',
            'leads_out', 'listed_file', 'parse_position', 'picture_of_row', 'cells_of', 'by_table', 'table_remarks',
            'refuse_mixed', 'unify_spellings', 'in_order', 'ordered', 'understand', 'missing_files', 'absent_line',
-           'left_out_classes', 'check_folder']
+           'left_out_classes', 'refuse_part_classes', 'check_folder']
 
 # %% ../../nbs/data/20_folders.ipynb #b6dd818b
 import csv
@@ -31,7 +31,7 @@ from thesis_ltc.data.names import (
     printable,
     some,
     spelling_remarks,
-    states_nothing,
+    stated,
     unified,
     unknown_class_remarks,
 )
@@ -434,9 +434,9 @@ def picture_of_row(where: str, columns: dict[str, str], file: str, values: dict[
 # %% ../../nbs/data/20_folders.ipynb #whole-table
 def cells_of(row: Mapping[str, str | None], columns: Mapping[str, str]) -> dict[str, str]:
     "What a line of a table says, by meaning; empty where a word such as NA says that nothing is known."
-    values = {meaning: (row.get(name) or "").strip() for meaning, name in columns.items()}
-    named = [meaning for meaning in ("label", "patient", "source") if meaning in values]
-    return values | {meaning: "" for meaning in named if states_nothing(values[meaning], meaning == "label")}
+    texts = {meaning: row.get(name) or "" for meaning, name in columns.items()}
+    return {meaning: stated(text, meaning == "label") if meaning in ("label", "patient", "source")
+            else text.strip() for meaning, text in texts.items()}
 
 
 def by_table(
@@ -592,6 +592,13 @@ def left_out_classes(found: Folder) -> str:
     return f" (left out: {'; '.join(listed[:FEW])})" if listed else ""
 
 # %% ../../nbs/data/20_folders.ipynb #check-folder
+def refuse_part_classes(place: Path, classes: Sequence[str], advice: str) -> None:
+    "Raise FolderError if all classes of a folder or a table are parts of a split by their names."
+    if classes and set(parts_among(classes)) == {*classes}:
+        raise FolderError(f"{place} has the classes {some(classes)}, "
+                          f"which are parts of a split by their names; {advice}")
+
+
 def check_folder(found: Folder) -> None:
     "Raise FolderError unless a folder holds pictures of two or more classes."
     if missing_files(found) and len(found.classes) < 2:
@@ -608,10 +615,8 @@ def check_folder(found: Folder) -> None:
         raise FolderError(
             f"{found.place} has the folders {some(found.classes)}, which are images and annotations by their "
             f"names, and no classes; {MANIFEST}")
-    if found.classes and set(parts_among(found.classes)) == {*found.classes}:
-        raise FolderError(
-            f"{found.place} has the classes {some(found.classes)}, which are parts of a split by their "
-            "names; name the column of the label with `thesis-ltc data import --label`")
+    refuse_part_classes(found.place, found.classes,
+                        "name the column of the label with `thesis-ltc data import --label`")
     if len(found.classes) < 2:
         raise FolderError(
             f"{found.place} has {len(found.classes)} classes {list(found.classes)}; expected two or more: "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'LOOK_ALIKES', 'LATIN', 'AROUND', 'COPY', 'EMPTY_CELLS', 'UNKNOWN_NAMES', 'canonical', 'seen', 'loose',
            'unified', 'groups_by', 'groups_alike', 'printable', 'some', 'distinct', 'spelling_remarks',
-           'states_nothing', 'unknown_class_remarks', 'listing', 'find_file']
+           'states_nothing', 'stated', 'unknown_class_remarks', 'listing', 'find_file']
 
 # %% ../../nbs/data/05_names.ipynb #names-imports
 import os
@@ -132,6 +132,11 @@ def states_nothing(
     "Whether a cell of a table is empty, or says in a word that nothing is known."
     word = canonical(cell)
     return word in EMPTY_CELLS or not may_be_class and word in UNKNOWN_NAMES
+
+
+def stated(cell: str, may_be_class: bool = False) -> str:
+    "What a cell says, without spaces around it; empty if that is nothing."
+    return "" if states_nothing(cell, may_be_class) else cell.strip()
 
 
 def unknown_class_remarks(labels: Iterable[str]) -> list[str]:

@@ -16,21 +16,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .cases import Case, repeated_patients, stem
-from .folders import FolderError, leads_out, read_table, unused_columns
+from .folders import FolderError, leads_out, read_table, refuse_part_classes, unused_columns
 from .imageset import unknown_patients
 from thesis_ltc.data.names import (
     canonical,
     find_file,
     printable,
-    some,
     spelling_remarks,
-    states_nothing,
+    stated,
     unified,
     unknown_class_remarks,
 )
 from .slices import read_volume_header
 from .volumes import VolumeError, why_absent
-from .words import parts_among
 
 # %% ../../nbs/data/53_volume_table.ipynb #volumerow
 VOLUME_TABLE = "volumes.csv"
@@ -42,11 +40,9 @@ NO_LESION = "none"                                   # in the column of lesion m
 
 def cleaned_cell(column: str, text: str) -> str:
     "A cell without surrounding spaces; empty if it says that nothing is known."
-    text = text.strip()
     if column == "lesion" and canonical(text) == NO_LESION:
         return NO_LESION
-    is_empty = column != "volume" and states_nothing(text, may_be_class=column == "label")
-    return "" if is_empty else text
+    return text.strip() if column == "volume" else stated(text, may_be_class=column == "label")
 
 
 def read_volume_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -126,10 +122,7 @@ def read_volumes(
     spelt = [case.label for case in cases]
     labels = unified(spelt)
     classes = tuple(sorted(set(labels)))
-    if set(parts_among(classes)) == {*classes}:
-        raise FolderError(
-            f"{table} has the classes {some(classes)}, which are parts of a split by their names; "
-            "expected the class of each volume in the column label")
+    refuse_part_classes(table, classes, "expected the class of each volume in the column label")
     cases = [case._replace(label=label) for case, label in zip(cases, labels, strict=True)]
     return cases, classes, [*spelling_remarks("classes", spelt), *unknown_class_remarks(spelt)]
 
