@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import atomic_write
+from ..core.processes import keep_memory
 from ..data.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 from ..data.imageset import ImageSet
 from ..heads.dropped_steps import after_shrink, draw_steps, drop_steps, dropping_scan, step_cells
@@ -118,7 +119,7 @@ def check_alike(records: dict[Path, Record], data: ImageSet) -> None:
                                   "test them in separate calls")
 
 # %% ../../nbs/study/35_stress.ipynb #maps
-BATCH, CHUNK = 64, 256   # images that the backbone and the heads take at a time
+BATCH, CHUNK = 16, 256   # images that the backbone and the heads take at a time
 
 
 def make_maps(backbone: nn.Module, images: Tensor, recipe: Recipe, check: Callable[[], None]) -> Tensor:
@@ -342,7 +343,8 @@ def is_stressed(folder: Path, record: Record, across: Iterable[str]) -> bool:
     except (OSError, ValueError, LookupError):   # missing, damaged, or of another version
         return False
     sentence = head_sentence(Experiment.of(record.experiment))
-    return rows == conditions_of(sentence, record.data.name, across) and not differs_from_record(clean, record)
+    expected = conditions_of(sentence, record.data.name, across)
+    return rows == expected and not differs_from_record(clean, record)
 
 
 def write_table(folder: Path, table: Table) -> None:
@@ -373,6 +375,7 @@ def stress(
     names, written = [other.name for other in across], []
     waiting = {folder: record for folder, record in records.items() if not is_stressed(folder, record, names)}
     threads = next(iter(records.values())).experiment["threads"]
+    keep_memory()
     with reproducible(threads), torch.no_grad():
         groups: dict[str, list[TrainedRun]] = {}
         for folder, record in waiting.items():
