@@ -1,4 +1,4 @@
-"""Finished runs under corruptions and dropped steps: the same pictures for all, and only models as trained."""
+"""Finished runs under corruptions and dropped steps: equal pictures for all, and only models as trained."""
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import TINY
 
+from thesis_ltc.data import load
+from thesis_ltc.data.augment import preprocess
 from thesis_ltc.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.heads.dropped_steps import after_shrink, draw_steps, drop_steps, dropping_scan, step_cells
@@ -50,9 +52,9 @@ def table_of(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_severity_is_further_from_the_clean_picture(name: str) -> None:
-    images, keys = torch.rand(12, 1, 64, 64), [f"key {number}" for number in range(12)]
-    smooth = torch.nn.functional.avg_pool2d(images, 9, 1, 4)
-    distances = [float((corrupt(smooth, name, severity, keys) - smooth).square().mean())
+    data = load("digits").limited(20)
+    images, keys = preprocess(torch.tensor(data.images), 64), data.image_hashes
+    distances = [float((corrupt(images, name, severity, keys) - images).square().mean())
                  for severity in SEVERITIES]
     assert distances[0] > 0 and np.all(np.diff(distances) > 0)
 
@@ -71,10 +73,9 @@ def test_a_picture_is_corrupted_alike_in_any_batch(name: str, severity: int) -> 
 def test_no_step_changes_nothing_and_all_steps_leave_one_answer(head: str) -> None:
     model = classifier(head, 3, 136, width=0.125, seed=0).eval().head
     maps, keys = torch.rand(4, *model.shrink.given), [f"key {number}" for number in range(4)]
-    scan, cells = dropping_scan(model.sentence), None
     with torch.no_grad():
-        shrunk = model.shrink(maps)
-        cells, rest = step_cells(scan, model.shrink.shape), after_shrink(model)
+        shrunk, rest = model.shrink(maps), after_shrink(model)
+        cells = step_cells(dropping_scan(model.sentence), model.shrink.shape)
         steps = [draw_steps(keys, len(cells), share) for share in (0, 1)]
         none, every = (rest(drop_steps(shrunk, shrunk.mean(0), dropped, cells)) for dropped in steps)
         torch.testing.assert_close(none, rest(shrunk), rtol=0, atol=0)
@@ -128,7 +129,8 @@ def test_shares_nought_and_one(unit, monkeypatch) -> None:
     stress(folders[2:5], data)
     for folder in folders[2:5]:
         table = table_of(folder)
-        clean, none, every = (table.loc[key, list(SCORES)] for key in (("clean", 0), ("steps", 0), ("steps", 1)))
+        keys = ("clean", 0), ("steps", 0), ("steps", 1)
+        clean, none, every = (table.loc[key, list(SCORES)] for key in keys)
         assert np.allclose(none.astype(float), clean.astype(float), atol=1e-6)
         assert every["auc"] == 0.5 and every["accuracy"] <= 0.2   # one answer to all images
         assert clean["auc"] != 0.5
@@ -138,7 +140,8 @@ def test_a_doctored_model_is_refused(unit) -> None:
     data, folders = unit
     path = folders[3] / "model.safetensors"
     weights, state = load_tensors(path)
-    for name in (next(name for name in weights if name.startswith("head.readout")), "backbone.blocks.0.0.bias"):
+    of_head = next(name for name in weights if name.startswith("head.readout"))
+    for name in (of_head, "backbone.blocks.0.0.bias"):
         save_tensors(path, weights | {name: 0.5 * weights[name] + 0.3}, state)
         try:
             with pytest.raises(StressError, match="but the record says"):

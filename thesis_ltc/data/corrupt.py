@@ -96,6 +96,9 @@ def corrupt(
         raise ValueError(f"no corruption is called {name!r}; {hint}")
     if severity not in SEVERITIES:
         raise ValueError(f"severity is {severity!r}, but must be 1, 2, 3, 4 or 5")
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        raise ValueError(f"images run from {low:.3g} to {high:.3g}, but must lie in 0 to 1, not normalised")
     if len(keys) != len(images):
         raise ValueError(f"got {len(keys)} keys for {len(images)} images; give one for each")
     streams = [generator(0, "corrupt", str(key), name, severity) for key in keys]
