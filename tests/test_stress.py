@@ -16,7 +16,7 @@ from thesis_ltc.heads.models import HEADS, classifier, find_head
 from thesis_ltc.study import stress as room
 from thesis_ltc.study.experiment import Experiment
 from thesis_ltc.study.runs import load_images, run
-from thesis_ltc.study.stress import FILE, SCORES, StressError, stress
+from thesis_ltc.study.stress import STRESS, SCORES, StressError, stress
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
 
 pytestmark = pytest.mark.timeout(300)
@@ -43,11 +43,11 @@ def untested(request) -> None:
     "No table is there before a test."
     if "unit" in request.fixturenames:
         for folder in request.getfixturevalue("unit")[1]:
-            (folder / FILE).unlink(missing_ok=True)
+            (folder / STRESS).unlink(missing_ok=True)
 
 
 def table_of(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / FILE).set_index(["condition", "level"])
+    return pd.read_parquet(folder / STRESS).set_index(["condition", "level"])
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
@@ -92,16 +92,16 @@ def test_heads_of_a_tensor_lose_the_same_numbers() -> None:
 
 def test_tables_are_whole_and_begin_with_the_record(unit) -> None:
     data, folders = unit
-    assert stress(folders, data) == [folder / FILE for folder in folders]
+    assert stress(folders, data) == [folder / STRESS for folder in folders]
     for folder, steps in zip(folders, (0, 0, 3, 3, 3, 3), strict=True):
-        table = pd.read_parquet(folder / FILE)
+        table = pd.read_parquet(folder / STRESS)
         assert table.columns.tolist() == ["condition", "level", "set", "images", *SCORES]
         assert table.groupby("condition", sort=False).size().to_dict() == {
             "clean": 1, **dict.fromkeys(CORRUPTIONS, 5), **({"steps": steps} if steps else {})}
         assert (table["images"] == SMALL["limit"]).all() and table[list(SCORES)].notna().all().all()
-    before = [(folder / FILE).stat().st_mtime_ns for folder in folders]
+    before = [(folder / STRESS).stat().st_mtime_ns for folder in folders]
     assert stress(folders, data) == []
-    assert [(folder / FILE).stat().st_mtime_ns for folder in folders] == before
+    assert [(folder / STRESS).stat().st_mtime_ns for folder in folders] == before
 
 
 def test_a_table_does_not_depend_on_the_other_runs(unit) -> None:
@@ -109,7 +109,7 @@ def test_a_table_does_not_depend_on_the_other_runs(unit) -> None:
     stress(folders, data)
     together = [table_of(folder) for folder in folders]
     for folder, whole in zip(folders, together, strict=True):
-        (folder / FILE).unlink()
+        (folder / STRESS).unlink()
         stress([folder], data)
         pd.testing.assert_frame_equal(table_of(folder), whole, atol=1e-6)
 
@@ -148,17 +148,17 @@ def test_a_doctored_model_is_refused(unit) -> None:
                 stress(folders[3:4], data)
         finally:
             save_tensors(path, weights, state)
-        assert not (folders[3] / FILE).exists()
-    assert stress(folders[3:4], data) == [folders[3] / FILE]
+        assert not (folders[3] / STRESS).exists()
+    assert stress(folders[3:4], data) == [folders[3] / STRESS]
 
 
 def test_a_table_of_former_weights_is_made_anew(unit) -> None:
     data, folders = unit
     stress(folders[3:4], data)
-    table = pd.read_parquet(folders[3] / FILE)
-    table.assign(log_loss=table.log_loss + 0.1).to_parquet(folders[3] / FILE, index=False)
-    assert stress(folders[3:4], data) == [folders[3] / FILE]
-    pd.testing.assert_frame_equal(pd.read_parquet(folders[3] / FILE), table, atol=1e-6)
+    table = pd.read_parquet(folders[3] / STRESS)
+    table.assign(log_loss=table.log_loss + 0.1).to_parquet(folders[3] / STRESS, index=False)
+    assert stress(folders[3:4], data) == [folders[3] / STRESS]
+    pd.testing.assert_frame_equal(pd.read_parquet(folders[3] / STRESS), table, atol=1e-6)
 
 
 def test_a_stop_leaves_what_is_whole(unit) -> None:
@@ -168,12 +168,12 @@ def test_a_stop_leaves_what_is_whole(unit) -> None:
         pass
 
     def stop_later() -> None:
-        if (folders[0] / FILE).exists():   # the first backbone is done
+        if (folders[0] / STRESS).exists():   # the first backbone is done
             raise Stop
 
     with pytest.raises(Stop):
         stress(folders, data, check=stop_later)
-    there = [(folder / FILE).exists() for folder in folders]
+    there = [(folder / STRESS).exists() for folder in folders]
     assert there[0] and not there[-1]
-    left = [folder / FILE for folder, done in zip(folders, there, strict=True) if not done]
+    left = [folder / STRESS for folder, done in zip(folders, there, strict=True) if not done]
     assert stress(folders, data) == left and not list(folders[-1].glob(".*.tmp"))

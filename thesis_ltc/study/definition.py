@@ -6,11 +6,13 @@
 __all__ = ['KEYS', 'OPTIONAL', 'SHARED_WITH_TRUNK', 'TRUNK_FIELDS', 'METRICS', 'CLAIMS', 'SHAPING', 'StudyError', 'Study',
            'trunk_factors', 'make_cell', 'can_vary', 'is_pair', 'is_contrast', 'is_margin', 'are_contrasts',
            'are_adjustments', 'is_stress', 'are_factors', 'Content', 'check_rules', 'check_contrasts', 'make_study',
-           'overridden', 'read_study', 'study_files', 'check_experiments']
+           'overridden', 'read_study', 'design_hash', 'study_files', 'check_experiments']
 
 # %% ../../nbs/study/60_definition.ipynb #79d4058e
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ class Study:
     adjust: Sequence[dict[str, Any]] = ()
     stress: dict[str, Any] | None = None
     planned: dict[str, list] = field(default_factory=dict)    # the factors as the file has them
+    design: str = ""                                          # hash of its file and of its claims
     overrides: dict[str, Any] = field(default_factory=dict)   # set by a command instead of the file's values
 
     @property
@@ -110,13 +113,16 @@ def make_cell(study: Study, varied: Mapping[str, Any]) -> Cell:
     "The experiment of a combination, and the network whose backbone it reads."
     values = study.values(varied)
     own = {name: value for name, value in values.items() if name in FIELDS}
+    before = study.constant | varied
+    changed = {name: value for name, value in own.items() if name not in before or before[name] != value}
     if study.trunk is None:
-        return Cell(dict(varied), own, seeds_of(values["seeds"]))
+        return Cell(dict(varied), own, seeds_of(values["seeds"]), adjusted=changed)
     of_trunk = {name.removeprefix(OF_TRUNK): value for name, value in values.items() if name.startswith(OF_TRUNK)}
     seed, source = of_trunk.pop("seed", 0), of_trunk.get("data", values["data"])
     there = study.values({**varied, "data": source}) | {"data": source}
     shared = {name: there[name] for name in SHARED_WITH_TRUNK if name in there}
-    return Cell(dict(varied), own, seeds_of(values["seeds"]), study.fixed | shared | of_trunk, seed)
+    trunk = study.fixed | shared | of_trunk
+    return Cell(dict(varied), own, seeds_of(values["seeds"]), trunk, seed, changed)
 
 # %% ../../nbs/study/60_definition.ipynb #rules
 def can_vary(values: Any) -> bool:
@@ -327,6 +333,7 @@ def read_study(
         keys = ", ".join(KEYS)
         raise StudyError(f"{path} holds {type(content).__name__}, but a study has the keys {keys}")
     study = make_study(path.stem, content, dict(overrides or {}))
+    study = replace(study, design=design_hash(study.name, content, path.with_name(CLAIMS)))
     try:
         check_experiments(study)
     except ValueError as error:
@@ -336,6 +343,15 @@ def read_study(
 
 
 CLAIMS = "claims.yaml"   # lies beside the studies, and is none
+
+
+def design_hash(name: str, content: Mapping[str, Any], claims: Path) -> str:
+    "Hash of what a study's file says and of the claims that it judges, without comments: 16 digits."
+    known = read_yaml(claims) if claims.exists() else {}
+    judged = {claim: entry for claim, entry in known.items()
+              if any(one.get("study", "").startswith(name) for one in entry.get("comparisons", []))}
+    text = json.dumps([content, judged], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def study_files(folder: str | Path) -> dict[str, Path]:

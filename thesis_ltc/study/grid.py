@@ -8,7 +8,7 @@ __all__ = ['OF_TRUNK', 'Cell', 'matches', 'combinations', 'number_of', 'counted'
 # %% ../../nbs/study/58_grid.ipynb #imports
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .notebook import seeds_of
@@ -26,6 +26,7 @@ class Cell:
     seeds: list[int]
     trunk: dict[str, Any] | None = None   # fields of the network whose backbone it reads
     trunk_seed: int = 0             # of that network's run
+    adjusted: dict[str, Any] = field(default_factory=dict)   # fields that a rule of the study set
 
 # %% ../../nbs/study/58_grid.ipynb #matches
 def matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
