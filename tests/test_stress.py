@@ -1,4 +1,5 @@
 """Finished runs under corruptions and dropped steps: equal pictures for all, and only models as trained."""
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from thesis_ltc.study.experiment import Experiment
 from thesis_ltc.study.runs import load_images, run
 from thesis_ltc.study.stress import STRESS, SCORES, StressError, stress
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
+from thesis_ltc.training.trunk import TrunkError
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = TINY | {"image_size": 48, "epochs": 2, "learning_rate": 1e-3, "device": "cpu"}
@@ -177,3 +179,28 @@ def test_a_stop_leaves_what_is_whole(unit) -> None:
     assert there[0] and not there[-1]
     left = [folder / STRESS for folder, done in zip(folders, there, strict=True) if not done]
     assert stress(folders, data) == left and not list(folders[-1].glob(".*.tmp"))
+
+
+def test_images_that_the_trunk_has_seen_are_not_scored(unit, tmp_path) -> None:
+    data, _ = unit
+    of_trunk = Experiment(**SMALL | {"data": "row-order", "head": "fc"})
+    orders = load_images(of_trunk)
+    silent = {"echo": lambda history: None}
+    trained = run(of_trunk, 0, tmp_path, data=orders, **silent)
+    trunk = tmp_path / trained["id"] / "seed0"
+    record = run(Experiment(**SMALL | {"trunk": str(trunk), "passes": 1}), 0, tmp_path, data=data, **silent)
+    folder = tmp_path / record["id"] / "seed0"
+
+    limited = orders.limited(SMALL["limit"])
+    seen = set(limited.image_hashes[limited.split != "test"])
+    other = replace(orders, labels=orders.labels % 10, classes=data.classes)
+    stress([folder], data, [other])
+    row = table_of(folder).loc[("set", 0)]
+    unseen = [picture not in seen for picture in other.image_hashes]
+    assert row["set"] == "row-order" and row["images"] == sum(unseen) < len(other)
+
+    (folder / STRESS).unlink()
+    trunk.rename(trunk.with_name("elsewhere"))
+    with pytest.raises(TrunkError, match="no finished run"):
+        stress([folder], data, [other])
+    assert stress([folder], data) == [folder / STRESS]   # the own set needs no trunk
