@@ -6,18 +6,20 @@
 __all__ = ['PACKAGE', 'FULL', 'NO_ROOM', 'CANNOT_FLUSH', 'NUMBERS', 'NO_CACHE', 'perform', 'DiskIsFull', 'explained',
            'mount_point', 'size_text', 'flush', 'make_folder', 'rename', 'remove', 'remove_tree', 'temporary_name',
            'whole_file', 'atomic_write', 'sweep', 'stepped_aside', 'put_back', 'whole_folder', 'restore_folder',
-           'visible_files', 'mapped_scratch', 'write_json', 'read_json', 'read_yaml', 'file_sha256', 'user_path',
-           'cache_folder', 'repository']
+           'visible_files', 'mapped_scratch', 'write_json', 'read_json', 'write_lines', 'read_lines', 'read_yaml',
+           'file_sha256', 'user_path', 'cache_folder', 'repository']
 
 # %% ../../nbs/core/10_files.ipynb #94529b4e
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -251,6 +253,22 @@ def read_json(path: str | Path) -> Any:
     except (ValueError, RecursionError) as error:   # brackets within brackets, too many of them
         message = f"{path} is not valid JSON ({error}); delete it, or restore it from a copy"
         raise ValueError(message) from error
+
+# %% ../../nbs/core/10_files.ipynb #lines
+def write_lines(path: str | Path, lines: Sequence[str]) -> None:
+    "Write lines of text, compressed with gzip, atomically."
+    text = "".join(f"{line}\n" for line in lines)
+    atomic_write(path, gzip.compress(text.encode(), mtime=0))
+
+
+def read_lines(path: str | Path) -> list[bytes]:
+    "The lines of a compressed file; raises ValueError, with the path, for one that is damaged."
+    try:
+        return gzip.decompress(Path(path).read_bytes()).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} can't be unpacked ({error}); restore it from a copy") from error
 
 # %% ../../nbs/core/10_files.ipynb #read-yaml
 def read_yaml(path: str | Path) -> Any:

@@ -127,7 +127,7 @@ def replay_experiment(records: Sequence[Record], shelf: Shelf, runs: Path) -> Re
         job, data = resolve_record(first, runs)
     except NotCheckable as reason:
         return Replay(NOT_CHECKABLE, str(reason))
-    identifier = make_id(job.values, first.data.hash)
+    identifier = make_id(job.values | {"trunk": first.experiment["trunk"]}, first.data.hash)
     if identifier != first.id:
         return Replay(DIFFERS, f"its id would be {identifier} now")
     with tempfile.TemporaryDirectory() as folder, reproducible(job.experiment.threads):

@@ -6,9 +6,10 @@
 __all__ = ['DEFAULTS', 'ROUNDING', 'LICENCES', 'VALIDATED', 'BIN_ROUNDING', 'SINGLE_ROUNDING', 'SHARED', 'UNCHECKED', 'CHECKED',
            'Faults', 'short', 'check_record_alone', 'expected_id', 'check_licence', 'check_scores', 'hard_scores',
            'check_curves', 'recorded_recipe', 'planned_rates', 'soft_scores', 'over_pairs', 'check_outputs',
-           'check_predicted', 'check_brief_outputs', 'check_neighbours', 'check_keys', 'idle_fields', 'check_plan',
-           'shelf_faults', 'check_shelf_records', 'check_places', 'check_tables', 'run_columns', 'check_checksums',
-           'check_files', 'run_faults', 'runs_faults', 'results_faults', 'rules_digest', 'remembered']
+           'check_predicted', 'check_brief_outputs', 'check_neighbours', 'check_keys', 'idle_fields',
+           'check_trunk_name', 'check_plan', 'shelf_faults', 'check_shelf_records', 'check_places', 'check_tables',
+           'run_columns', 'check_checksums', 'check_files', 'run_faults', 'runs_faults', 'results_faults',
+           'rules_digest', 'remembered']
 
 # %% ../../nbs/study/71_consistency.ipynb #imports
 import hashlib
@@ -91,7 +92,7 @@ def check_record_alone(record: Record, faults: Faults) -> None:
     if not data.leakage_accepted:
         faults.expect("data.shared_patients", data.shared_patients, 0,
                       "leakage was not accepted, which allows")
-    faults.expect("trunk", record.trunk and record.trunk.trunk, values["trunk"], "its experiment says")
+    check_trunk_name(record, values["trunk"], faults)
     parts = record.parameters
     faults.expect("parameters.live", parts.live, parts.backbone + parts.head, "backbone and head give")
     faults.expect("parameters.dense", parts.dense - parts.live, parts.circuit_dense - parts.circuit_live,
@@ -334,6 +335,14 @@ def idle_fields(values: Mapping[str, Any]) -> Collection[str]:   # of an experim
         return DEFAULTS
 
 
+def check_trunk_name(record: Record, name: str | None, faults: Faults) -> None:
+    "Find a trunk that its experiment doesn't name, by its run or, in older records, by its weights."
+    trunk = record.trunk
+    names = [None] if trunk is None else [f"{trunk.run}/seed{trunk.seed}", trunk.trunk]
+    if name not in names:
+        faults.add("trunk", f"is {short(names[0])}, but its experiment says {short(name)}")
+
+
 def check_plan(
     plan: Mapping[str, Any],
     name: str,                    # under which it lies
@@ -343,12 +352,13 @@ def check_plan(
     "Find fields of a plan that its name or its records contradict."
     faults.expect("study and overrides", named_with(plan["study"], plan.get("overrides", {})), name,
                   "the plan lies as")
-    cells = {cell["id"]: cell for cell in plan["cells"]}
+    cells, trunks = ({cell["id"]: cell for cell in plan[part]} for part in ("cells", "trunks"))
     hashes = set()
     for record in records:
         values, cell = DEFAULTS | record.experiment, cells.get(record.id)
         if cell is None:
-            faults.expect("trunk", plan.get("trunk"), f"{record.id}/seed{record.seed}", "no cell has")
+            if record.seed not in trunks.get(record.id, {}).get("seeds", []):
+                faults.add("cells and trunks", f"have no {record.id}/seed{record.seed}, of which there is a record")
             continue
         place = f"cells, {record.id}"
         hashes.add(record.data.hash)
@@ -358,20 +368,20 @@ def check_plan(
             if field in cell and cell[field] not in (0, "auto"):
                 faults.expect(f"{place}, {field}", cell[field], values[field], "its records have")
         faults.expect("data", plan.get("data", values["data"]), values["data"], f"{record.id} has")
-        varied = cell.get("varied", {})
+        varied = cell["varied"]
         for field, value in varied.items():
             if value not in plan.get("vary", {}).get(field, [value]):
                 faults.add(f"vary, {field}", f"lacks {value!r}, which {record.id} has")
-        planned = plan.get("fixed", {}) | varied
+        planned = plan.get("fixed", {}) | varied | cell["adjusted"]
         planned = {field: value for field, value in planned.items() if value is not None}
         idle = idle_fields(values | planned)
         for field, value in planned.items():
             allowed = (value, DEFAULTS.get(field)) if field in idle else (value,)
-            if field != "folder" and values.get(field) not in allowed:
+            if field != "folder" and field in DEFAULTS and values.get(field) not in allowed:
                 faults.add(f"{place}, {field}", f"is {value!r}, but its records have {values.get(field)!r}")
         if record.trunk is not None:
-            faults.expect("trunk", plan.get("trunk"), f"{record.trunk.run}/seed{record.trunk.seed}",
-                          f"the record of {record.id} says")
+            faults.expect(f"{place}, trunk", cell.get("trunk"), f"{record.trunk.run}/seed{record.trunk.seed}",
+                          "its records have")
     if hashes and "data_hashes" in plan:
         faults.expect("data_hashes", set(plan["data_hashes"]) >= hashes, True,
                       "its records' images are among them:")

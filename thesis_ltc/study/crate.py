@@ -13,25 +13,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.files import file_sha256, read_json, repository, write_json
+from ..core.files import file_sha256, read_json, read_lines, repository, write_json
 from ..core.software import CODEMETA, authors, licence_address
 from ..data.croissant import image_sets
 from .checksums import CHECKSUMS
 from .record import Record, RecordError, parse_record
+from .stress import STRESS
 
 if TYPE_CHECKING:
     from rocrate.model import ContextEntity
     from rocrate.rocrate import ROCrate
 
 # %% ../../nbs/study/69_crate.ipynb #files
-PLAN, RECORDS, HISTORIES = "plan.json", "records.jsonl", "histories.parquet"
+PLAN, RECORDS, HISTORIES = "plan.json", "records.jsonl.gz", "histories.parquet"
 PREDICTIONS, REPLAYS, CRATE = "predictions.parquet", "replays.json", "ro-crate-metadata.json"
 FILE_MEANINGS = {   # of a published study: meaning and format
     PLAN: ("the study, and the ids and seeds of its runs", "application/json"),
-    RECORDS: ("the record of each run, whole, one a line", "application/jsonl"),
+    RECORDS: ("the record of each run, whole, one a line of JSON, compressed", "application/gzip"),
     HISTORIES: ("the curves, a row an epoch", "application/vnd.apache.parquet"),
     PREDICTIONS: ("outputs for the test images, with keys of picture and patient",
                   "application/vnd.apache.parquet"),
+    STRESS: ("scores on disturbed images, with steps left out, and on other sets",
+             "application/vnd.apache.parquet"),
     REPLAYS: ("which experiments were replayed, and whether they gave the same numbers", "application/json"),
     CHECKSUMS: ("checksums of each run and each field of the other files", "application/json"),
 }
@@ -50,7 +53,7 @@ def describe_files(crate: "ROCrate", folder: Path) -> None:
 def read_records(path: Path) -> list[Record]:
     "The records of a study; raises RecordError if no line is one."
     records, error = [], "it is empty"
-    for line in path.read_bytes().splitlines():
+    for line in read_lines(path):
         try:
             records.append(parse_record(line))
         except RecordError as found:
@@ -127,7 +130,7 @@ def describe_images(crate: "ROCrate", records: list[Record]) -> list["ContextEnt
     return found
 
 # %% ../../nbs/study/69_crate.ipynb #add-runs
-MADE_BY_RUNS = (RECORDS, HISTORIES, PREDICTIONS)
+MADE_BY_RUNS = (RECORDS, HISTORIES, PREDICTIONS, STRESS)
 
 
 def add_runs(crate: "ROCrate", records: list[Record]) -> None:
