@@ -507,7 +507,7 @@ def scope_sentences(
             width=width, epochs=first.last_epoch))
     lines += missing_scopes([part for _, part in studies.values()])
     trunks = {trunk["head"]: None for one in primary.evidence if one.best is not None
-              if (trunk := studies[one.comparison.study][1].attrs.get("trunk"))}
+              for trunk in studies[one.comparison.study][1].attrs.get("trunks", [])}
     lines += [TRUNK.format(head=head) for head in trunks]
     waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements
                if one.verdict == NOT_RUN and one.claim.is_of_report]

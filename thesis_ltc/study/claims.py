@@ -22,8 +22,9 @@ from scipy.stats import binomtest
 from ..core.files import read_yaml
 from ..core.hints import did_you_mean
 from ..heads.models import classifier, find_head, parameter_counts
-from .definition import METRICS
+from .definition import METRICS, TRUNK_FIELDS, is_contrast
 from .experiment import Experiment
+from .grid import OF_TRUNK
 from .intervals import EQUAL, FEWEST, Contrast, contrast, sides
 from .ranking import Ranking, ranking_of
 
@@ -45,6 +46,7 @@ class Comparison:
     metric: str = ""              # by default the study's
     margin: float | None = None   # by default the study's
     where: Mapping[str, Any] = field(default_factory=dict)   # factors that both sides have
+    between: Mapping[str, Any] = field(default_factory=dict) # a factor and two values: their difference
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,11 @@ def check_comparison(comparison: Comparison, rule: str, name: str) -> None:
             list(map(find_head, values))   # an unknown head is refused
     except (TypeError, ValueError) as error:   # HeadError is one
         raise ClaimError(f"a comparison of {name} has the pair {comparison.pair}: {error}") from None
-    known = [one.name for one in fields(Experiment)]
-    for other in (factor, *comparison.where):
+    known = [*(one.name for one in fields(Experiment)), *(OF_TRUNK + name for name in TRUNK_FIELDS)]
+    if comparison.between and not is_contrast(dict(comparison.between)):
+        raise ClaimError(f"a comparison of {name} has between {comparison.between}; expected a factor and two "
+                         "values")
+    for other in (factor, *comparison.where, *comparison.between):
         if other not in known:
             hint = did_you_mean(other, known) or "expected a field of an experiment"
             raise ClaimError(f"a comparison of {name} has the factor {other!r}; {hint}")
@@ -216,7 +221,7 @@ def judge_scores(
     if plain == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them
         wider = judge_contrasts(claim.rule, claim.value, *contrasts(tests=len(claim.comparisons)))
         answer = plain if wider == plain else UNDECIDED
-    trained = "frozen backbone" if plan.get("trunk") else "whole network trained"
+    trained = "frozen backbone" if plan.get("trunks") else "whole network trained"
     ranking = ranking_of(records, *sides(pair))
     data, named = records.data.iloc[0], is_named(plan, comparison.pair, metric)
     return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking, named,

@@ -226,7 +226,7 @@ def follow(plan: Mapping[str, Any], process: subprocess.Popen) -> None:
     reported: set[str] = set()
     with study_progress(plan) as show:
         while True:
-            has_ended = process.poll() is not None
+            has_ended, began = process.poll() is not None, time.perf_counter()
             table = states(plan)
             for experiment, state in newly_settled(table, earlier, has_ended).items():
                 if experiment not in reported:
@@ -235,7 +235,7 @@ def follow(plan: Mapping[str, Any], process: subprocess.Popen) -> None:
             show(table, None)
             if has_ended:
                 return
-            time.sleep(1)
+            time.sleep(max(1, 50 * (time.perf_counter() - began)))   # a large study takes long to look through
 
 # %% ../../nbs/study/80_runner.ipynb #start
 STOPPING = "Stopping; the same command goes on from the last whole epochs."
