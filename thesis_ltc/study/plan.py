@@ -35,8 +35,8 @@ from ..training.trunk import read_trunk
 SAME = ("two of its experiments are the same, because what they differ in has no effect; "
         "vary something else, or exclude one")
 # Fields of a study that its plan repeats.
-ABOUT = ("question", "hypothesis", "margin", "primary", "secondary", "budget", "data", "fixed", "vary", "stress",
-         "design")
+ABOUT = ("question", "hypothesis", "margin", "primary", "secondary", "budget", "data", "fixed", "vary",
+         "stress", "design")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Planner:
     def planned(self, values: dict[str, Any], seeds: list[int], **more: Any) -> Planned:
         "An experiment from its values, resolved and named."
         experiment, digest = resolved(Experiment.of(values)), self.digest(Experiment.of(values))
-        return Planned(make_id(recorded_values(experiment, experiment.trunk), digest), experiment, seeds, digest, **more)
+        identifier = make_id(recorded_values(experiment, experiment.trunk), digest)
+        return Planned(identifier, experiment, seeds, digest, **more)
 
     def cell(self, cell: Cell) -> Planned:
         "An experiment of a study, and the trunk whose backbone it reads."
@@ -171,8 +172,9 @@ def plan_job(job: Job, study: Study) -> dict[str, Any]:
     is_stressed = study.stress is not None and job.planned[0].cell is not None
     files = [f"{run}/record.json" for run in runs] + [f"{run}/{STRESS}" for run in runs if is_stressed]
     experiments = [one.experiment for one in job.planned]
-    return {"name": job.name, "experiments": [one.id for one in job.planned], "needs": job.needs, "files": files,
-            "threads": max(experiment.threads for experiment in experiments), "device": experiments[0].device}
+    return {"name": job.name, "experiments": [one.id for one in job.planned], "needs": job.needs,
+            "files": files, "threads": max(experiment.threads for experiment in experiments),
+            "device": experiments[0].device}
 
 # %% ../../nbs/study/65_plan.ipynb #job-values
 def job_values(job: Job, study: Study, runs: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ..core.files import make_folder, repository, user_path
 from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
 from .plan import has_both, is_complete, states
-from .shelf import find_shelves
+from .shelf import find_shelves, run_places
 from ..training.checkpoint import RunIsBusy
 
 # %% ../../nbs/study/80_runner.ipynb #snakemake-command
@@ -66,9 +66,9 @@ def outlook(plan: Mapping[str, Any]) -> str:
     table = states(plan)
     missing = table[table.state != "done"]
     there = published_runs(repository() / "results")
-    published = sum((run.experiment, run.seed) in there for run in missing.itertuples())
+    published = sum(f"{run.experiment}/seed{run.seed}" in there for run in missing.itertuples())
     pairs = count_pairs(plan)
-    parts = [TO_DO.format(experiments=len(plan["cells"]), runs=len(table), missing=len(missing),
+    parts = [TO_DO.format(experiments=table.experiment.nunique(), runs=len(table), missing=len(missing),
                           unfinished=missing.experiment.nunique())]
     if published:
         parts.append(ALREADY_PUBLISHED.format(count=published))
@@ -88,10 +88,9 @@ def count_pairs(plan: Mapping[str, Any]) -> int:
     return len(pairs)
 
 
-def published_runs(results: Path) -> set[tuple[str, int]]:
-    "Experiment and seed of each published run."
-    plans = [shelf.plan for shelf in find_shelves(results)]
-    return {(cell["id"], seed) for plan in plans for cell in plan["cells"] for seed in cell["seeds"]}
+def published_runs(results: Path) -> set[str]:
+    "Each published run, <id>/seed<k>; without those that a study published in part is waiting for."
+    return {place for shelf in find_shelves(results) for place in run_places(shelf.plan)}
 
 # %% ../../nbs/study/80_runner.ipynb #rehearse
 def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:
