@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAME', 'ABOUT', 'MOST_IN_A_JOB', 'JOB', 'NOT_STARTED', 'NOT_PUBLISHED', 'STATUS_FIELDS', 'Planned', 'Planner', 'Job',
            'jobs_of', 'shares', 'make_plan', 'plan_cell', 'plan_job', 'job_values', 'notebook_values', 'plan_name',
-           'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both', 'states', 'run_status',
-           'is_complete', 'job_failure', 'start_command']
+           'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both', 'states', 'jobs_by_run',
+           'run_status', 'files_missing', 'job_failure', 'start_command']
 
 # %% ../../nbs/study/65_plan.ipynb #imports
 import hashlib
@@ -279,14 +279,20 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
 
     States: done, running, waiting, killed, interrupted, failed.
     """
-    rows, job_of = [], {name: job["name"] for job in plan["jobs"] for name in job["experiments"]}
+    rows, folder, jobs = [], Path(plan["folder"]), jobs_by_run(plan)
+    failures = {name: job_failure(folder / name) for name in dict.fromkeys(jobs.values())}
     for cell in (*plan["trunks"], *plan["cells"]):
-        failure = job_failure(Path(plan["folder"]) / job_of[cell["id"]])
         for seed in cell["seeds"]:
-            status = run_status(Path(plan["folder"]) / cell["id"] / f"seed{seed}", failure)
+            place = f"{cell['id']}/seed{seed}"
+            status = run_status(folder / place, failures[jobs[place]])
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})
     return pd.DataFrame(rows)
+
+
+def jobs_by_run(plan: dict[str, Any]) -> dict[str, str]:
+    "The name of the job that trains each run of a plan, by <id>/seed<k>."
+    return {str(Path(file).parent): job["name"] for job in plan["jobs"] for file in job["files"]}
 
 
 def run_status(folder: Path, failure: str) -> dict[str, Any]:
@@ -299,9 +305,10 @@ def run_status(folder: Path, failure: str) -> dict[str, Any]:
     return status
 
 
-def is_complete(table: pd.DataFrame) -> bool:
-    "Whether every run has its record."
-    return bool((table.state == "done").all())
+def files_missing(plan: dict[str, Any]) -> list[str]:
+    "Files that the jobs of a plan have not left yet: records, and scores under stress."
+    files = [file for job in plan["jobs"] for file in job["files"]]
+    return [file for file in files if not (Path(plan["folder"]) / file).exists()]
 
 
 def job_failure(folder: Path) -> str:

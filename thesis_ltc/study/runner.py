@@ -30,8 +30,9 @@ from filelock import FileLock, Timeout
 from ..core.files import make_folder, repository, user_path
 from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
-from .plan import has_both, is_complete, states
+from .plan import files_missing, has_both, jobs_by_run, states
 from .shelf import find_shelves, run_places
+from .stress import STRESS
 from ..training.checkpoint import RunIsBusy
 
 # %% ../../nbs/study/80_runner.ipynb #snakemake-command
@@ -184,7 +185,7 @@ Show = Callable[[pd.DataFrame, str | None], None]   # is given the states of a s
 def study_progress(plan: Mapping[str, Any]) -> Iterator[Show]:
     "A function that shows how far a study is: a bar in a terminal, else the lines alone."
     if not sys.stderr.isatty():
-        yield partial(print_line, len(plan["cells"]))
+        yield partial(print_line, states(plan).experiment.nunique())
         return
     with study_bar(plan) as show:
         yield show
@@ -205,7 +206,8 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
     texts = TextColumn("{task.description}"), TextColumn("runs")
     columns = [texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(plan["study"], total=sum(len(cell["seeds"]) for cell in plan["cells"]))
+        before = states(plan)
+        task = bar.add_task(plan["study"], total=len(before))
 
         def show(table: pd.DataFrame, line: str | None) -> None:
             running = table[table.state == "running"].dropna(subset="eta_seconds")
@@ -213,7 +215,7 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
             done = int((table.state == "done").sum())
             bar.update(task, completed=done, description=f"{plan['study']}{left}")
             if line:
-                ended = f"[{len(settled(table))}/{len(plan['cells'])}]"
+                ended = f"[{len(settled(table))}/{before.experiment.nunique()}]"
                 bar.console.print(f"{ended} {line}", markup=False, highlight=False)
 
         yield show
@@ -243,15 +245,15 @@ STOPPING = "Stopping; the same command goes on from the last whole epochs."
 def start(
     plan: Mapping[str, Any],
     profile: str | Path | None = None,
-) -> bool:                               # whether every run has its record
+) -> bool:                               # whether every job has left its files
     "Run what is missing of a plan, and report it; raises RunIsBusy if another process runs the study."
     make_folders_absolute()
-    if not is_complete(states(plan)):
+    if files_missing(plan):
         log = Path(plan["runs"]) / f"{plan['study']}.snakemake.log"
         status = run_snakemake(snakemake_command(plan, profile), plan, log)
         if status:
             report_waiting(plan, log, status)
-    return is_complete(states(plan))
+    return not files_missing(plan)
 
 
 def make_folders_absolute() -> None:
@@ -271,11 +273,12 @@ def run_snakemake(command: list[str], plan: Mapping[str, Any], log: Path) -> int
 # %% ../../nbs/study/80_runner.ipynb #report-waiting
 def report_waiting(plan: Mapping[str, Any], log: Path, status: int) -> None:
     "Print the ends of the logs if runs are still waiting after Snakemake has failed."
-    waiting = states(plan).query("state == 'waiting'").experiment.unique()
+    waiting, jobs = states(plan).query("state == 'waiting'"), jobs_by_run(plan)
     if not len(waiting):
         return
     print(f"Snakemake ended with status {status}; the end of {log}:\n{last_lines(log, 15)}", file=sys.stderr)
-    logs = [Path(plan["runs"]) / experiment / "run.log" for experiment in waiting]
+    names = dict.fromkeys(jobs[f"{run.experiment}/seed{run.seed}"] for run in waiting.itertuples())
+    logs = [Path(plan["runs"]) / name / "run.log" for name in names]
     for job in [path for path in logs if path.exists()][:3]:
         print(f"the end of {job}:\n{last_lines(job, 3)}", file=sys.stderr)
 
@@ -339,6 +342,9 @@ def summary(plan: Mapping[str, Any]) -> str:
     done = int((table.state == "done").sum())
     lines = [f"study {plan['study']}: {done} of {len(table)} runs have their record"]
     lines += [experiment_line(name, group) for name, group in table.groupby("experiment", sort=False)]
+    missing = sum(file.endswith(STRESS) for file in files_missing(plan))
+    if missing and done == len(table):
+        lines.append(f"{missing} runs are not tested under stress yet")
     return "\n".join(lines)
 
 
