@@ -29,7 +29,7 @@ from .intervals import sides
 from .runs import load_images
 from .stress import STRESS
 from ..training.checkpoint import read_status
-from ..training.trunk import read_trunk
+from ..training.trunk import find_trunk, read_trunk
 
 # %% ../../nbs/study/65_plan.ipynb #planned
 SAME = ("two of its experiments are the same, because what they differ in has no effect; "
@@ -195,8 +195,11 @@ def notebook_values(one: Planned, study: Study, runs: Path) -> dict[str, Any]:
     "The values of an experiment for a notebook, with absolute paths."
     folder = one.experiment.folder
     where = {"folder": str(user_path(folder).resolve())} if folder else {}
+    given = one.cell.values.get("trunk") if one.cell is not None else None
     if one.trunk is not None:
         where["trunk"] = str((runs / one.trunk.runs[0]).resolve())
+    elif given is not None:
+        where["trunk"] = str(find_trunk(given).resolve())
     values = vars(one.experiment) | where | {"seeds": one.seeds, "runs": str(runs.resolve())}
     return values | ({"design": study.design} if study.design else {})
 
