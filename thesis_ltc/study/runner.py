@@ -344,7 +344,8 @@ def summary(plan: Mapping[str, Any]) -> str:
     lines += [experiment_line(name, group) for name, group in table.groupby("experiment", sort=False)]
     missing = sum(file.endswith(STRESS) for file in files_missing(plan))
     if missing and done == len(table):
-        lines.append(f"{missing} runs are not tested under stress yet")
+        verb = "run is" if missing == 1 else "runs are"
+        lines.append(f"{missing} {verb} not tested under stress yet")
     return "\n".join(lines)
 
 
