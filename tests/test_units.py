@@ -1,4 +1,4 @@
-"""Studies of heads on several trunks: planned before training, run in units, stopped, and published in part."""
+"""Studies of heads on several trunks: planned before training, run in units, stopped, published in part."""
 import io
 import os
 import shutil
@@ -28,8 +28,8 @@ hypothesis: It does not.
 margin: {metric: accuracy, value: 0.04}
 primary: [ncp-z, z-fc]
 data: digits
-fixed: {folds: 2, image_size: 48, width: 0.125, limit: 40, epochs: 2, batch_size: 20, passes: 1, stacked: false,
-        precision: float32, threads: 1, device: cpu}
+fixed: {folds: 2, image_size: 48, width: 0.125, limit: 40, epochs: 2, batch_size: 20, passes: 1,
+        stacked: false, precision: float32, threads: 1, device: cpu}
 trunk: {head: [fc, ncp-z], epochs: 1}
 vary: {fold: [0, 1], head: [ncp-z, z-fc]}
 adjust:

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,16 +184,16 @@ Show = Callable[[pd.DataFrame, str | None], None]   # is given the states of a s
 def study_progress(plan: Mapping[str, Any]) -> Iterator[Show]:
     "A function that shows how far a study is: a bar in a terminal, else the lines alone."
     if not sys.stderr.isatty():
-        yield partial(print_line, states(plan).experiment.nunique())
+        yield print_line
         return
     with study_bar(plan) as show:
         yield show
 
 
-def print_line(total: int, table: pd.DataFrame, line: str | None) -> None:
+def print_line(table: pd.DataFrame, line: str | None) -> None:
     "Print a line after the number of experiments that have ended."
     if line:
-        print(f"[{len(settled(table))} of {total} done] {line}", flush=True)
+        print(f"[{len(settled(table))} of {table.experiment.nunique()} done] {line}", flush=True)
 
 # %% ../../nbs/study/80_runner.ipynb #study-bar
 @contextmanager
@@ -206,8 +205,7 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
     texts = TextColumn("{task.description}"), TextColumn("runs")
     columns = [texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        before = states(plan)
-        task = bar.add_task(plan["study"], total=len(before))
+        task = bar.add_task(plan["study"], total=len(run_places(plan)))
 
         def show(table: pd.DataFrame, line: str | None) -> None:
             running = table[table.state == "running"].dropna(subset="eta_seconds")
@@ -215,7 +213,7 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
             done = int((table.state == "done").sum())
             bar.update(task, completed=done, description=f"{plan['study']}{left}")
             if line:
-                ended = f"[{len(settled(table))}/{before.experiment.nunique()}]"
+                ended = f"[{len(settled(table))}/{table.experiment.nunique()}]"
                 bar.console.print(f"{ended} {line}", markup=False, highlight=False)
 
         yield show
