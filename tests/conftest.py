@@ -2,12 +2,13 @@
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from thesis_ltc.core.files import write_json
+from thesis_ltc.core.files import read_lines, write_json, write_lines
 from thesis_ltc.study.crate import RECORDS
 from thesis_ltc.study.shelf import Shelf
 
@@ -47,10 +48,15 @@ def processes():
     return context
 
 
+def change_lines(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    "Rewrite the lines of a compressed file, such as the records of a published study."
+    write_lines(path, change([line.decode() for line in read_lines(path)]))
+
+
 def unpack_run(study: str, line: int, runs: Path) -> Path:
     "The folder of a run as it was before its study was published, but for weights and predictions."
     shelf = Shelf(ROOT / "results" / study)
-    record = json.loads((shelf.folder / RECORDS).read_text().splitlines()[line])
+    record = json.loads(read_lines(shelf.folder / RECORDS)[line])
     folder = runs / record["id"] / f"seed{record['seed']}"
     write_json(folder / "record.json", record)
     shelf.history(record["id"], record["seed"]).to_csv(folder / "history.csv", index=False)

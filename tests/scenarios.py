@@ -61,11 +61,15 @@ def training(home: Path) -> Scenario:
 def plan_of(runs: Path, seeds: list[int]) -> dict:
     "The plan of a study of the tiny experiment, as `thesis-ltc study` leaves it."
     cell = {"id": seed_folder(runs).parent.name, "seeds": seeds, "threads": 1, "device": "cpu", "head": "fc",
-            "varied": {}}
+            "data": "digits", "varied": {}, "adjusted": {}}
+    place = f"{cell['id']}/seed"
+    job = {"name": cell["id"], "experiments": [cell["id"]], "needs": [], "threads": 1, "device": "cpu",
+           "files": [f"{place}{seed}/record.json" for seed in seeds]}
     files.write_json(runs / "small.plan.json", {
         "study": "small", "question": "?", "hypothesis": "?", "margin": 0.01, "primary": ["fc", "fc"],
-        "secondary": [], "budget": "", "data": "digits", "fixed": {}, "vary": {}, "trunk": None,
-        "overrides": {}, "data_hashes": [], "runs": str(runs), "python": "python", "cells": [cell]})
+        "secondary": [], "budget": "", "data": "digits", "fixed": {}, "vary": {}, "trunks": [],
+        "overrides": {}, "data_hashes": [], "runs": str(runs), "python": "python", "cells": [cell],
+        "jobs": [job]})
     (plan,) = load_plans(runs)
     return plan
 

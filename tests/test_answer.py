@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
+from conftest import change_lines
 
 from thesis_ltc.book import answer
 from thesis_ltc.core.files import atomic_write, read_json, repository, write_json
@@ -39,8 +40,9 @@ def publish_study(name, kind, results, folder):
     "Publish a study in which the circuit differs from the layer as a kind says, as a reader would."
     shelf, metric, first = Shelf(ROOT / "results" / name), STUDIES[name], {}
     plan = read_json(shelf.folder / "plan.json")
+    trunks = {f"{trunk['id']}/seed{seed}" for trunk in plan["trunks"] for seed in trunk["seeds"]}
     for record in shelf.records():
-        if f"{record.id}/seed{record.seed}" == plan.get("trunk"):
+        if f"{record.id}/seed{record.seed}" in trunks:
             write_run(record, folder)
         else:
             first.setdefault(record.experiment["head"], record)
@@ -160,8 +162,8 @@ def test_a_run_of_a_reader_is_no_evidence(shelves, tmp_path):
 
 def test_a_study_with_a_missing_run_is_no_evidence(shelves, tmp_path):
     root = repository_of(tmp_path / "r", shelves, "lower")
-    lines = root / "results" / "controls" / "records.jsonl"
-    atomic_write(lines, "".join(lines.read_text().splitlines(keepends=True)[:-1]))
+    lines = root / "results" / "controls" / "records.jsonl.gz"
+    change_lines(lines, lambda found: found[:-1])
     judgements, _ = answer.judge_published(root)
     assert judgements[0].verdict == "not run"
     assert judgements[0].evidence[0].reason == "1 planned run of controls has no record"

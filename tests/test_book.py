@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import unpack_run
+from conftest import change_lines, unpack_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from page_checks import browser, faults, report
 
@@ -154,8 +154,8 @@ def test_results_that_were_changed_by_hand_fail_the_build(small, capfd):
     record = unpack_run("assay", 7, small / "runs") / "record.json"
     atomic_write(record, record.read_text().replace('"stopped": "epochs"', '"stopped": "early"'))
     shutil.copytree(ROOT / "results" / "covid-ct", small / "results" / "covid-ct")
-    lines = small / "results" / "covid-ct" / "records.jsonl"
-    lines.write_bytes(lines.read_bytes().replace(b'"epoch":40', b'"epoch":39', 1))
+    lines = small / "results" / "covid-ct" / "records.jsonl.gz"
+    change_lines(lines, lambda found: [found[0].replace('"epoch":40', '"epoch":39', 1), *found[1:]])
     assert book.build(small) == 1
     said = capfd.readouterr().err
     assert f"{record}, stopped: is 'early', but its curves give 'epochs'" in said

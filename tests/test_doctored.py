@@ -15,10 +15,10 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, change_lines
 from disk import report
 
-from thesis_ltc.core.files import read_json, write_json
+from thesis_ltc.core.files import read_json, read_lines, write_json
 from thesis_ltc.study import Experiment
 from thesis_ltc.study.checksums import CHECKSUMS, value_cells
 from thesis_ltc.study.consistency import (
@@ -34,7 +34,7 @@ from thesis_ltc.study.consistency import (
 )
 from thesis_ltc.study.crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
 from thesis_ltc.study.runs import run_all
-from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves, shelf_predictions
+from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves, run_places, shelf_predictions
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,12 +48,11 @@ def shelf(tmp_path_factory) -> Path:
     published = Shelf(ROOT / "results" / "controls")
     first = published.plan["cells"][0]
     plan = published.plan | {"cells": [first | {"seeds": first["seeds"][:2]}]}
-    kept = {plan["trunk"], *(f"{cell['id']}/seed{seed}" for cell in plan["cells"] for seed in cell["seeds"])}
+    kept = set(run_places(plan))
     folder = tmp_path_factory.mktemp("results") / "controls"
-    lines = (published.folder / RECORDS).read_text().splitlines(keepends=True)
-    here = [line for line in lines if f"{json.loads(line)['id']}/seed{json.loads(line)['seed']}" in kept]
     write_json(folder / PLAN, plan)
-    (folder / RECORDS).write_text("".join(here))
+    shutil.copy(published.folder / RECORDS, folder / RECORDS)
+    change_lines(folder / RECORDS, lambda lines: [line for line in lines if place_of(line) in kept])
     for file, table in ((HISTORIES, published.histories), (PREDICTIONS, published.predictions)):
         places = table.id.astype(str) + "/seed" + table.seed.astype(str)
         table[places.isin(kept)].to_parquet(folder / file, index=False)
@@ -61,6 +60,12 @@ def shelf(tmp_path_factory) -> Path:
     protect(folder)
     assert shelf_faults(folder) == []
     return folder
+
+
+def place_of(line: str) -> str:
+    "The directory of a run, from its record."
+    record = json.loads(line)
+    return f"{record['id']}/seed{record['seed']}"
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +123,8 @@ def with_change(values: dict, place: tuple) -> dict:
 
 
 def write_line(folder: Path, number: int, values: dict) -> None:
-    lines = (folder / RECORDS).read_text().splitlines()
-    lines[number] = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    (folder / RECORDS).write_text("\n".join(lines) + "\n")
+    line = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    change_lines(folder / RECORDS, lambda lines: [*lines[:number], line, *lines[number + 1:]])
 
 
 def faults_of(check, folder: Path) -> list[str]:
@@ -139,7 +143,7 @@ LINE = 2   # of the second seed
 
 
 def test_every_field_of_a_record_has_a_checksum(copy):
-    record = json.loads((copy / RECORDS).read_text().splitlines()[LINE])
+    record = json.loads(read_lines(copy / RECORDS)[LINE])
     assert {".".join(place) for place in leaves(record)} == set(value_cells(record))
     assert len(fields(record)) > 150
     for place in fields(record):
@@ -151,7 +155,7 @@ def test_every_field_of_a_record_has_a_checksum(copy):
 
 
 def test_a_record_contradicts_itself_wherever_it_can(copy):
-    record = json.loads((copy / RECORDS).read_text().splitlines()[LINE])
+    record = json.loads(read_lines(copy / RECORDS)[LINE])
     silent = set()
     for place in fields(record):
         write_line(copy, LINE, with_change(record, place))
@@ -275,8 +279,7 @@ def test_a_file_that_is_gone_is_named(copy, file):
 
 @pytest.mark.parametrize("order", [[0, 1], [0, 2, 1], [0, 1, 2, 2], [1, 2]])
 def test_lines_are_those_of_the_plan_even_with_new_checksums(copy, order):
-    lines = (copy / RECORDS).read_text().splitlines(keepends=True)
-    (copy / RECORDS).write_text("".join(lines[number] for number in order))
+    change_lines(copy / RECORDS, lambda lines: [lines[number] for number in order])
     protect(copy)
     assert f"{copy / RECORDS}, runs: its lines " in "\n".join(shelf_faults(copy))
 
@@ -302,10 +305,10 @@ def test_only_what_had_no_fault_is_remembered(copy, monkeypatch, tmp_path):
         return shelf_faults(folder)
 
     assert remembered(copy, check) == remembered(copy, check) == [] and len(calls) == 1
-    text = (copy / RECORDS).read_text()
-    (copy / RECORDS).write_text(text.replace('"cores":', '"cores":1'))
+    before = (copy / RECORDS).read_bytes()
+    change_lines(copy / RECORDS, lambda lines: [line.replace('"cores":', '"cores":1') for line in lines])
     assert remembered(copy, check) and remembered(copy, check) and len(calls) == 3
-    (copy / RECORDS).write_text(text)
+    (copy / RECORDS).write_bytes(before)
     assert remembered(copy, check) == [] and len(calls) == 3
 
 

@@ -144,8 +144,8 @@ def job_in(place):
     (runs / "digits_fc").mkdir(parents=True)
     python.write_text(STUB)
     python.chmod(0o755)
-    cell = {"id": "digits_fc", "seeds": [0, 1], "threads": 1, "device": "cpu"}
-    plan = {"file": str(place / "plan.json"), "runs": str(runs), "python": str(python), "cells": [cell]}
+    job = {"name": "digits_fc", "needs": [], "files": [], "threads": 1, "device": "cpu"}
+    plan = {"file": str(place / "plan.json"), "runs": str(runs), "python": str(python), "jobs": [job]}
     Path(plan["file"]).write_text(json.dumps(plan))
     done = subprocess.run(snakemake_command(plan), capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -154,8 +154,8 @@ def job_in(place):
     return (runs / "digits_fc" / "words").read_text().splitlines()
 
 
-WORDS = ["-m", "thesis_ltc.cli", "run", "--file", "digits_fc/experiment.json",
-         "--notebook", "digits_fc/run.ipynb", "seeds=[0, 1]"]
+WORDS = ["-m", "thesis_ltc.cli", "run", "--file", "digits_fc/job.json",
+         "--notebook", "digits_fc/run.ipynb"]
 
 
 def test_a_study_runs_whatever_the_checkout_is_called(tmp_path):

@@ -20,10 +20,11 @@ import pytest
 from disk import SOAK, harmed, logged, report, seed_folder, write_tree
 from scenarios import EPOCHS, SCENARIOS, TINY, Scenario, training, without_echo
 
-from thesis_ltc.core.files import FULL, DiskIsFull
+from thesis_ltc.core.files import FULL, DiskIsFull, read_json
 from thesis_ltc.study import run, runs
 from thesis_ltc.study.definition import Study
-from thesis_ltc.study.plan import make_plan
+from thesis_ltc.study.plan import JOB, make_plan
+from thesis_ltc.study.unit import run_unit
 from thesis_ltc.training import checkpoint
 from thesis_ltc.training.checkpoint import read_status
 from thesis_ltc.training.loop import Interrupted
@@ -178,7 +179,7 @@ FROZEN["epochs"] = 2
 
 
 def plan_with_trunk(place: str, name: str) -> None:
-    "In a process of its own: what `thesis-ltc study` does before its experiments. Each epoch leaves a line."
+    "In a process of its own: the first job of a study. Each epoch leaves a line."
     runs.LOCK_WAIT = 240.0   # the other is waited for, on a busy machine, too
     begun = runs.make_training
 
@@ -199,7 +200,9 @@ def plan_with_trunk(place: str, name: str) -> None:
     study = Study(name, "Is it?", "It is.", margin, ["fc", "ncp-z"], {"head": ["fc", "ncp-z"]}, 1, FROZEN,
                   "digits", trunk={"head": "fc"})
     plan = make_plan(study, Path(place))
-    assert (Path(place) / plan["trunk"] / "record.json").exists()
+    run_unit(read_json(Path(place) / plan["jobs"][0]["name"] / JOB))
+    (trunk,) = plan["trunks"]
+    assert (Path(place) / trunk["id"] / "seed0" / "record.json").exists()
 
 
 def test_two_studies_train_the_trunk_that_they_share_once(processes, tmp_path):

@@ -20,7 +20,7 @@ from thesis_ltc.heads import classifier
 from thesis_ltc.study import runs as runs_module
 from thesis_ltc.study.definition import read_study
 from thesis_ltc.study.experiment import Experiment, ExperimentError, build_model, recipe_of, resolve
-from thesis_ltc.study.plan import make_plan
+from thesis_ltc.study.plan import JOB, make_plan
 from thesis_ltc.study.runs import is_finished, load_images, run, run_seeds
 from thesis_ltc.training import (
     Images,
@@ -258,10 +258,24 @@ def test_what_is_refused(trunk, tmp_path):
         run(of_head(trunk, width=0.25), 0, tmp_path, echo=silent)
     with pytest.raises(TrunkError, match="has seen .* of the pictures that are tested here"):
         run(of_head(trunk, repeat=1), 0, tmp_path, echo=silent)
+    with pytest.raises(TrunkError, match="has seen .* of the pictures that are tested here"):
+        run(of_head(trunk, folds=5), 0, tmp_path, echo=silent)
     with pytest.raises(ExperimentError, match="passes is 0"):
         of_head(trunk, passes=0)
     accepted = run(of_head(trunk, repeat=1, accept_leakage=True, epochs=1), 0, tmp_path, echo=silent)
     assert accepted["data"]["leakage_accepted"]
+
+
+def test_a_trunk_is_refused_in_another_fold_and_taken_in_its_own(tmp_path):
+    fold = run(Experiment(**SMALL, head="fc", folds=2, fold=1), 0, tmp_path, echo=silent)
+    trunk = tmp_path / fold["id"] / "seed0"
+    with pytest.raises(TrunkError, match="has seen .* of the pictures that are tested here"):
+        run(of_head(trunk, folds=2, fold=0), 0, tmp_path, echo=silent)
+    with pytest.raises(TrunkError, match="has seen .* of the pictures that are tested here"):
+        run(of_head(trunk, folds=2, fold=1, repeat=1), 0, tmp_path, echo=silent)
+    record = run(of_head(trunk, folds=2, fold=1), 0, tmp_path, echo=silent)
+    assert record["experiment"]["trunk"] == f"{fold['id']}/seed0"
+    assert record["data"]["split"] == fold["data"]["split"]
 
 
 def test_a_study_on_a_trunk_shares_records_and_tables(trunk, tmp_path):
@@ -282,7 +296,7 @@ def test_a_study_on_a_trunk_shares_records_and_tables(trunk, tmp_path):
     path.write_text(yaml.safe_dump(study))
     plan = make_plan(read_study(path), tmp_path / "runs")
     for cell in plan["cells"]:
-        values = read_json(tmp_path / "runs" / cell["id"] / "experiment.json")
+        values = read_json(tmp_path / "runs" / cell["id"] / JOB)
         chosen = {name: values[name] for name in (*SMALL, "head", "trunk", "passes")}
         assert run(Experiment(**chosen), 0, tmp_path / "runs", echo=silent)["id"] == cell["id"]
     table = load_records(tmp_path / "runs")

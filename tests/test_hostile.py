@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, change_lines
 from disk import report
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from page_checks import browser
@@ -137,8 +137,8 @@ def doctored_shelf(folder: Path, text: str) -> Shelf:
     plan = published.plan | {"question": text, "hypothesis": text, "study": text}
     plan["fixed"] = plan["fixed"] | {"width": text}
     write_json(folder / PLAN, plan)
-    lines = (published.folder / RECORDS).read_text().splitlines()
-    (folder / RECORDS).write_text("\n".join([*lines, json.dumps({"schema": text, "id": text})]) + "\n")
+    shutil.copy(published.folder / RECORDS, folder / RECORDS)
+    change_lines(folder / RECORDS, lambda lines: [*lines, json.dumps({"schema": text, "id": text})])
     (folder / HISTORIES).write_bytes((published.folder / HISTORIES).read_bytes())
     return Shelf(folder)
 

@@ -11,19 +11,19 @@ import mlcroissant
 import numpy as np
 import pytest
 import rocrate
-from conftest import ROOT
+from conftest import ROOT, change_lines
 from filelock import FileLock
 from mlcroissant._src.operation_graph.operations import extract
 from rocrate.rocrate import ROCrate
 
 import thesis_ltc
-from thesis_ltc.core.files import cache_folder, file_sha256, read_json, write_json
+from thesis_ltc.core.files import cache_folder, file_sha256, read_json, read_lines, write_json
 from thesis_ltc.core.software import CODEMETA, codemeta
 from thesis_ltc.data import croissant, load
 from thesis_ltc.data.croissant import Facts, image_sets
 from thesis_ltc.data.packs import write_pack
 from thesis_ltc.study import metadata
-from thesis_ltc.study.crate import CRATE, FILE_MEANINGS, make_crate
+from thesis_ltc.study.crate import CRATE, FILE_MEANINGS, RECORDS, make_crate
 from thesis_ltc.study.shelf import find_shelves
 
 SHELVES = {shelf.folder.name: shelf.folder for shelf in find_shelves(ROOT / "results")}
@@ -201,7 +201,7 @@ def test_a_crate_names_every_file_of_its_folder_and_no_other(name):
 @pytest.mark.parametrize("name", SHELVES)
 def test_a_crate_says_what_plan_and_records_say(name):
     folder, crate = SHELVES[name], ROCrate(SHELVES[name])
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in read_lines(folder / RECORDS)]
     assert crate.description == read_json(folder / "plan.json")["question"]
     assert crate.root_dataset["datePublished"][:19] == max(record["finished"] for record in records)[:19]
     software = crate.get_by_type("SoftwareApplication")
@@ -303,8 +303,8 @@ def test_the_validator_finds_no_fault_in_a_study_of_ones_own_images(validator, t
     shutil.copytree(SHELVES["covid-ct"], tmp_path / "own")
     (tmp_path / "own" / "replays.json").unlink()
     write_json(tmp_path / "own" / "plan.json", {"question": 'Is "a\\b" < c & d?\nÆ \u2028 </script>'})
-    records = tmp_path / "own" / "records.jsonl"
-    records.write_text(records.read_text().replace('"name":"covid-ct"', '"name":"my scans/1"'))
+    renamed = lambda line: line.replace('"name":"covid-ct"', '"name":"my scans/1"')
+    change_lines(tmp_path / "own" / RECORDS, lambda lines: [*map(renamed, lines)])
     described = make_crate(tmp_path / "own", "own", ROOT)
     write_json(tmp_path / "own" / CRATE, described)
     names = {entity["@id"] for entity in described["@graph"]}

@@ -155,7 +155,8 @@ def run(values: VALUES = None, file: FILE = None, notebook: NOTEBOOK = None) -> 
     with report_errors():
         given = (read_values(file) if file else {}) | parse_values(values or [])
         if notebook and "experiments" in given:
-            run_notebook({"job": str(file.resolve())}, notebook, "unit.ipynb", is_on_gpu(given["experiments"][0]))
+            of_unit, is_gpu = {"job": str(file.resolve())}, is_on_gpu(given["experiments"][0])
+            run_notebook(of_unit, notebook, "unit.ipynb", is_gpu)
         elif notebook:
             run_notebook(given, notebook, "run.ipynb", is_on_gpu(given))
             keep_page(given, notebook)

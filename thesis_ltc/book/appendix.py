@@ -18,14 +18,18 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from .dependencies import EXECUTED, remove_others, write_changed
 from .markup import code_span, plain
 from .pictures import is_publishable, without_pixels
+from ..study.plan import JOB
 
 # %% ../../nbs/book/56_appendix.ipynb #experiment-title
 def experiment_title(
-    name: str,  # an experiment's id, <data>_<head>_s<setting>_<hash>
+    name: str,  # an experiment's id, <data>_<head>_s<setting>_<hash>, or the name of a job
 ) -> str:
     "An experiment's id in words, such as `ncp-z on digits, setting 1 (1a2b3c4d)`."
-    parts = re.fullmatch(r"(.+)_([^_]+)_s(\d+)_([0-9a-f]+)", name)
-    return f"{parts[2]} on {parts[1]}, setting {parts[3]} ({parts[4]})" if parts else name
+    parts = re.fullmatch(r"(.+)_([^_]+)_s(\d+)_([0-9a-f]+)(?:-seed(\d+))?", name)
+    if parts is None:
+        return name
+    trunk = f", trunk, seed {parts[5]}" if parts[5] else ""
+    return f"{parts[2]} on {parts[1]}, setting {parts[3]} ({parts[4]}){trunk}"
 
 # %% ../../nbs/book/56_appendix.ipynb #outcome
 FAILED = "This experiment failed: {error}"
@@ -144,7 +148,7 @@ def is_current(page: Path, path: Path) -> bool:
     if not page.exists():
         return False
     sources = [path, path.parent, Path(__file__)]
-    for pattern in ("experiment.json", "seed*", "seed*/record.json"):
+    for pattern in (JOB, "seed*", "seed*/record.json"):
         sources += path.parent.glob(pattern)
     changed = max(source.stat().st_ctime_ns for source in sources)   # the mtime of a copy may be old
     return changed < page.stat().st_mtime_ns <= time.time_ns()   # a clock that jumped back leaves later times

@@ -20,6 +20,7 @@ from nbformat import NotebookNode
 from ..core.files import read_json
 from ..data.sources import file_name
 from ..study.consistency import LICENCES
+from ..study.plan import JOB
 
 # %% ../../nbs/book/45_pictures.ipynb #has-pixels
 BITMAP = re.compile(   # in HTML, Markdown or SVG
@@ -84,13 +85,13 @@ FREE = tuple(name for name, (_, publishable) in LICENCES.items() if publishable)
 
 
 def is_publishable(
-    folder: Path,   # of an experiment: experiment.json, seed*/record.json
+    folder: Path,   # of an experiment: job.json, seed*/record.json
 ) -> bool:
     "Whether all records of an experiment allow its images to be shown."
     paths = list(folder.glob("seed*/record.json"))
     try:
         if not paths:
-            name = read_json(folder / "experiment.json")["data"]
+            name = read_json(folder / JOB)["data"]
             return name in FREE and folder.name.startswith(f"{name}_")
         sets = [read_json(path)["data"] for path in paths]
         return all(

@@ -51,11 +51,11 @@ def lines_of(shelf: Shelf) -> dict[str, int]:
 # %% ../../nbs/book/55_record_pages.ipynb #record-page
 PAGE = """# Records of {name}
 
-> {count} runs of {experiments} experiments, as published.
+> {count} runs of {experiments} experiments, as published.{waiting}
 
 {design}
 
-A row is a run. Its whole record is in `results/{name}/{records}`, in the line that is named.
+A row is a run. Its whole record is in `results/{name}/{records}`, in the line that is named; `zcat` unpacks the file.
 In Python, `thesis_ltc.book.load_records("results/{name}")` reads all of them.
 SHA-256 of `{checksums}`, which protects all of its files, begins with `{digits}`.
 
@@ -69,7 +69,10 @@ def record_page(shelf: Shelf) -> str:
     table, anchors = record_table(records, lines_of(shelf))
     name = shelf.folder.name
     texts = [design(plan, part) for plan, part in by_study(records, plans) if plan]
+    missing = len(shelf.plan.get("waiting", ()))
+    verb = "run of the study is" if missing == 1 else "runs of the study are"
     return PAGE.format(
+        waiting=f" {missing} {verb} not published yet." if missing else "",
         name=name, count=len(records), experiments=records.id.nunique(), design="\n\n".join(texts),
         records=RECORDS, checksums=CHECKSUMS, digits=checksum_of(shelf),
         table=show_table(table, f"records-{name}", rows=anchors).data)

@@ -12,6 +12,7 @@ __all__ = ['REPRODUCED', 'DIFFERS', 'NOT_CHECKABLE', 'REPLAYED_EPOCHS', 'TIMES',
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,7 +254,10 @@ def by_experiment(shelf: Shelf) -> dict[str, list[Record]]:
 
 
 def train_trunk_again(groups: dict[str, list[Record]], trunk: TrunkRecord, runs: Path) -> None:
-    "Train a trunk whose record is among those of a shelf into `runs`, unless it is there."
+    "Train a trunk whose record is on a shelf into `runs`, unless it is there, or can't be trained here."
     for record in groups.get(trunk.run, []):
         if record.seed == trunk.seed:
-            run(Experiment.of(record.experiment), record.seed, runs)
+            with suppress(NotCheckable):   # then the replay says that the trunk is gone
+                check_hardware(record)
+                experiment = Experiment.of(record.experiment)
+                run(experiment, record.seed, runs, data=find_images(experiment))

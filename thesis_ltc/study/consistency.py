@@ -358,7 +358,8 @@ def check_plan(
         values, cell = DEFAULTS | record.experiment, cells.get(record.id)
         if cell is None:
             if record.seed not in trunks.get(record.id, {}).get("seeds", []):
-                faults.add("cells and trunks", f"have no {record.id}/seed{record.seed}, of which there is a record")
+                faults.add("cells and trunks",
+                           f"have no {record.id}/seed{record.seed}, of which there is a record")
             continue
         place = f"cells, {record.id}"
         hashes.add(record.data.hash)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastcore.basics import patch
 from ..core.files import read_yaml
 from .experiment import FIELDS, OF_A_TRUNK, OF_IMAGES, Experiment, check_head, refuse_unknown
 from .grid import OF_TRUNK, Cell, adjusted, combinations, matches
@@ -37,16 +36,17 @@ KEYS = {
     "budget": "on what machine, how long",
     "data": "the image set; left out if it is varied",
     "fixed": "fields of the experiment that are the same in all",
-    "trunk": "fields in which a network differs from what is fixed, whose backbone the heads then read; a list "
-             "makes a factor, trunk.head or trunk.seed, with a network for each value. "
+    "trunk": "fields in which a network differs from what is fixed, whose backbone the heads then read; "
+             "a list makes a factor, trunk.head or trunk.seed, with a network for each value. "
              "Networks are trained first. Left out, each network is trained whole",
     "vary": "fields with a list of plain values each, but for folder; all combinations are run",
     "exclude": "combinations that are not run: a list of field: value, or field: list of values",
-    "adjust": "rules that set fields, seeds or trunk.<field>: {when: {factor: value}, set: {field: value}}, or "
-              "{count: [factors], set: {field: first value}, step: 1}, which gives each combination another one",
+    "adjust": "rules that set fields, seeds or trunk.<field>: {when: {factor: value}, set: {field: value}}, "
+              "or {count: [factors], set: {field: first value}, step: 1}, which gives each combination "
+              "another one",
     "seeds": "how many, or a list",
-    "stress": "conditions at test time: {across: [image sets]} scores finished runs on corrupted images, with "
-              "steps left out, and on these sets",
+    "stress": "conditions at test time: {across: [image sets]} scores finished runs on corrupted images, "
+              "with steps left out, and on these sets",
 }
 OPTIONAL = {"data", "secondary", "budget", "fixed", "trunk", "exclude", "adjust", "stress"}
 # A trunk and its heads have these in common; of the images, `data` may differ.
@@ -117,7 +117,8 @@ def make_cell(study: Study, varied: Mapping[str, Any]) -> Cell:
     changed = {name: value for name, value in own.items() if name not in before or before[name] != value}
     if study.trunk is None:
         return Cell(dict(varied), own, seeds_of(values["seeds"]), adjusted=changed)
-    of_trunk = {name.removeprefix(OF_TRUNK): value for name, value in values.items() if name.startswith(OF_TRUNK)}
+    of_trunk = {name.removeprefix(OF_TRUNK): value for name, value in values.items()
+                if name.startswith(OF_TRUNK)}
     seed, source = of_trunk.pop("seed", 0), of_trunk.get("data", values["data"])
     there = study.values({**varied, "data": source}) | {"data": source}
     shared = {name: there[name] for name in SHARED_WITH_TRUNK if name in there}
@@ -245,7 +246,8 @@ class Content:
             "data must be given once: as a key, or varied": bool(self.values.get("data")) != ("data" in vary),
             f"a trunk and its heads have {shared} in common; fix what differs":
                 not trunk & ({*SHARED_WITH_TRUNK} - {"data"}),
-            "a study has a trunk of its own, or that of another run: write fields under trunk, or a run in fixed":
+            "a study has a trunk of its own, or that of another run: "
+            "write fields under trunk, or a run in fixed":
                 not trunk or "trunk" not in vary | fixed | trunk | self.overrides.keys(),
         }
         return [rule for rule, holds in rules.items() if not holds]
@@ -258,7 +260,8 @@ def check_rules(name: str, content: Content) -> None:
     for key, rule in excluded + [("adjust", rule.get("when", {})) for rule in content["adjust"]]:
         refuse_unknown(rule, factors)
         wrong = [f"{field}: {value!r}" for field, values in rule.items()
-                 for value in (values if isinstance(values, list) else [values]) if value not in factors[field]]
+                 for value in (values if isinstance(values, list) else [values])
+                 if value not in factors[field]]
         if wrong:
             effect = "exclude" if key == "exclude" else "change"
             raise StudyError(f"study {name}: {key} names {', '.join(wrong)}, which isn't varied; "
@@ -353,7 +356,7 @@ def design_hash(name: str, content: Mapping[str, Any], claims: Path) -> str:
     text = json.dumps([content, judged], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/study/60_definition.ipynb #check-experiments
 def study_files(folder: str | Path) -> dict[str, Path]:
     "The files of the studies in a folder, by name."
     return {path.stem: path for path in sorted(Path(folder).glob("*.yaml")) if path.name != CLAIMS}

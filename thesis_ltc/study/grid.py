@@ -50,7 +50,8 @@ def number_of(
     for name in names:
         if values[name] not in factors[name]:
             there = ", ".join(map(str, factors[name]))
-            raise ValueError(f"{name} is {values[name]!r}, but the study counts over {there}; take one of them")
+            raise ValueError(
+                f"{name} is {values[name]!r}, but the study counts over {there}; take one of them")
         number = number * len(factors[name]) + list(factors[name]).index(values[name])
     return number
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAME', 'ABOUT', 'MOST_IN_A_JOB', 'JOB', 'NOT_STARTED', 'NOT_PUBLISHED', 'STATUS_FIELDS', 'Planned', 'Planner', 'Job',
            'jobs_of', 'shares', 'make_plan', 'plan_cell', 'plan_job', 'job_values', 'notebook_values', 'plan_name',
-           'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both', 'states', 'run_status',
-           'is_complete', 'job_failure', 'start_command']
+           'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both', 'states', 'jobs_by_run',
+           'run_status', 'files_missing', 'job_failure', 'start_command']
 
 # %% ../../nbs/study/65_plan.ipynb #imports
 import hashlib
@@ -29,14 +29,14 @@ from .intervals import sides
 from .runs import load_images
 from .stress import STRESS
 from ..training.checkpoint import read_status
-from ..training.trunk import read_trunk
+from ..training.trunk import find_trunk, read_trunk
 
 # %% ../../nbs/study/65_plan.ipynb #planned
 SAME = ("two of its experiments are the same, because what they differ in has no effect; "
         "vary something else, or exclude one")
 # Fields of a study that its plan repeats.
-ABOUT = ("question", "hypothesis", "margin", "primary", "secondary", "budget", "data", "fixed", "vary", "stress",
-         "design")
+ABOUT = ("question", "hypothesis", "margin", "primary", "secondary", "budget", "data", "fixed", "vary",
+         "stress", "design")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Planner:
     def planned(self, values: dict[str, Any], seeds: list[int], **more: Any) -> Planned:
         "An experiment from its values, resolved and named."
         experiment, digest = resolved(Experiment.of(values)), self.digest(Experiment.of(values))
-        return Planned(make_id(recorded_values(experiment, experiment.trunk), digest), experiment, seeds, digest, **more)
+        identifier = make_id(recorded_values(experiment, experiment.trunk), digest)
+        return Planned(identifier, experiment, seeds, digest, **more)
 
     def cell(self, cell: Cell) -> Planned:
         "An experiment of a study, and the trunk whose backbone it reads."
@@ -171,8 +172,9 @@ def plan_job(job: Job, study: Study) -> dict[str, Any]:
     is_stressed = study.stress is not None and job.planned[0].cell is not None
     files = [f"{run}/record.json" for run in runs] + [f"{run}/{STRESS}" for run in runs if is_stressed]
     experiments = [one.experiment for one in job.planned]
-    return {"name": job.name, "experiments": [one.id for one in job.planned], "needs": job.needs, "files": files,
-            "threads": max(experiment.threads for experiment in experiments), "device": experiments[0].device}
+    return {"name": job.name, "experiments": [one.id for one in job.planned], "needs": job.needs,
+            "files": files, "threads": max(experiment.threads for experiment in experiments),
+            "device": experiments[0].device}
 
 # %% ../../nbs/study/65_plan.ipynb #job-values
 def job_values(job: Job, study: Study, runs: Path) -> dict[str, Any]:
@@ -193,8 +195,11 @@ def notebook_values(one: Planned, study: Study, runs: Path) -> dict[str, Any]:
     "The values of an experiment for a notebook, with absolute paths."
     folder = one.experiment.folder
     where = {"folder": str(user_path(folder).resolve())} if folder else {}
+    given = one.cell.values.get("trunk") if one.cell is not None else None
     if one.trunk is not None:
         where["trunk"] = str((runs / one.trunk.runs[0]).resolve())
+    elif given is not None:
+        where["trunk"] = str(find_trunk(given).resolve())
     values = vars(one.experiment) | where | {"seeds": one.seeds, "runs": str(runs.resolve())}
     return values | ({"design": study.design} if study.design else {})
 
@@ -277,14 +282,20 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
 
     States: done, running, waiting, killed, interrupted, failed.
     """
-    rows, job_of = [], {name: job["name"] for job in plan["jobs"] for name in job["experiments"]}
+    rows, folder, jobs = [], Path(plan["folder"]), jobs_by_run(plan)
+    failures = {name: job_failure(folder / name) for name in dict.fromkeys(jobs.values())}
     for cell in (*plan["trunks"], *plan["cells"]):
-        failure = job_failure(Path(plan["folder"]) / job_of[cell["id"]])
         for seed in cell["seeds"]:
-            status = run_status(Path(plan["folder"]) / cell["id"] / f"seed{seed}", failure)
+            place = f"{cell['id']}/seed{seed}"
+            status = run_status(folder / place, failures[jobs[place]])
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})
     return pd.DataFrame(rows)
+
+
+def jobs_by_run(plan: dict[str, Any]) -> dict[str, str]:
+    "The name of the job that trains each run of a plan, by <id>/seed<k>."
+    return {str(Path(file).parent): job["name"] for job in plan["jobs"] for file in job["files"]}
 
 
 def run_status(folder: Path, failure: str) -> dict[str, Any]:
@@ -297,9 +308,10 @@ def run_status(folder: Path, failure: str) -> dict[str, Any]:
     return status
 
 
-def is_complete(table: pd.DataFrame) -> bool:
-    "Whether every run has its record."
-    return bool((table.state == "done").all())
+def files_missing(plan: dict[str, Any]) -> list[str]:
+    "Files that the jobs of a plan have not left yet: records, and scores under stress."
+    files = [file for job in plan["jobs"] for file in job["files"]]
+    return [file for file in files if not (Path(plan["folder"]) / file).exists()]
 
 
 def job_failure(folder: Path) -> str:

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from filelock import FileLock, Timeout
 from ..core.files import make_folder, repository, user_path
 from ..core.processes import child_process, usable_cores
 from .intervals import FEWEST
-from .plan import has_both, is_complete, states
-from .shelf import find_shelves
+from .plan import files_missing, has_both, jobs_by_run, states
+from .shelf import find_shelves, run_places
+from .stress import STRESS
 from ..training.checkpoint import RunIsBusy
 
 # %% ../../nbs/study/80_runner.ipynb #snakemake-command
@@ -66,9 +66,9 @@ def outlook(plan: Mapping[str, Any]) -> str:
     table = states(plan)
     missing = table[table.state != "done"]
     there = published_runs(repository() / "results")
-    published = sum((run.experiment, run.seed) in there for run in missing.itertuples())
+    published = sum(f"{run.experiment}/seed{run.seed}" in there for run in missing.itertuples())
     pairs = count_pairs(plan)
-    parts = [TO_DO.format(experiments=len(plan["cells"]), runs=len(table), missing=len(missing),
+    parts = [TO_DO.format(experiments=table.experiment.nunique(), runs=len(table), missing=len(missing),
                           unfinished=missing.experiment.nunique())]
     if published:
         parts.append(ALREADY_PUBLISHED.format(count=published))
@@ -88,10 +88,9 @@ def count_pairs(plan: Mapping[str, Any]) -> int:
     return len(pairs)
 
 
-def published_runs(results: Path) -> set[tuple[str, int]]:
-    "Experiment and seed of each published run."
-    plans = [shelf.plan for shelf in find_shelves(results)]
-    return {(cell["id"], seed) for plan in plans for cell in plan["cells"] for seed in cell["seeds"]}
+def published_runs(results: Path) -> set[str]:
+    "Each published run, <id>/seed<k>; without those that a study published in part is waiting for."
+    return {place for shelf in find_shelves(results) for place in run_places(shelf.plan)}
 
 # %% ../../nbs/study/80_runner.ipynb #rehearse
 def rehearse(plan: Mapping[str, Any], profile: str | Path | None = None) -> int:
@@ -185,16 +184,16 @@ Show = Callable[[pd.DataFrame, str | None], None]   # is given the states of a s
 def study_progress(plan: Mapping[str, Any]) -> Iterator[Show]:
     "A function that shows how far a study is: a bar in a terminal, else the lines alone."
     if not sys.stderr.isatty():
-        yield partial(print_line, len(plan["cells"]))
+        yield print_line
         return
     with study_bar(plan) as show:
         yield show
 
 
-def print_line(total: int, table: pd.DataFrame, line: str | None) -> None:
+def print_line(table: pd.DataFrame, line: str | None) -> None:
     "Print a line after the number of experiments that have ended."
     if line:
-        print(f"[{len(settled(table))} of {total} done] {line}", flush=True)
+        print(f"[{len(settled(table))} of {table.experiment.nunique()} done] {line}", flush=True)
 
 # %% ../../nbs/study/80_runner.ipynb #study-bar
 @contextmanager
@@ -206,7 +205,7 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
     texts = TextColumn("{task.description}"), TextColumn("runs")
     columns = [texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeElapsedColumn()]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(plan["study"], total=sum(len(cell["seeds"]) for cell in plan["cells"]))
+        task = bar.add_task(plan["study"], total=len(run_places(plan)))
 
         def show(table: pd.DataFrame, line: str | None) -> None:
             running = table[table.state == "running"].dropna(subset="eta_seconds")
@@ -214,7 +213,7 @@ def study_bar(plan: Mapping[str, Any]) -> Iterator[Show]:
             done = int((table.state == "done").sum())
             bar.update(task, completed=done, description=f"{plan['study']}{left}")
             if line:
-                ended = f"[{len(settled(table))}/{len(plan['cells'])}]"
+                ended = f"[{len(settled(table))}/{table.experiment.nunique()}]"
                 bar.console.print(f"{ended} {line}", markup=False, highlight=False)
 
         yield show
@@ -244,15 +243,15 @@ STOPPING = "Stopping; the same command goes on from the last whole epochs."
 def start(
     plan: Mapping[str, Any],
     profile: str | Path | None = None,
-) -> bool:                               # whether every run has its record
+) -> bool:                               # whether every job has left its files
     "Run what is missing of a plan, and report it; raises RunIsBusy if another process runs the study."
     make_folders_absolute()
-    if not is_complete(states(plan)):
+    if files_missing(plan):
         log = Path(plan["runs"]) / f"{plan['study']}.snakemake.log"
         status = run_snakemake(snakemake_command(plan, profile), plan, log)
         if status:
             report_waiting(plan, log, status)
-    return is_complete(states(plan))
+    return not files_missing(plan)
 
 
 def make_folders_absolute() -> None:
@@ -272,11 +271,12 @@ def run_snakemake(command: list[str], plan: Mapping[str, Any], log: Path) -> int
 # %% ../../nbs/study/80_runner.ipynb #report-waiting
 def report_waiting(plan: Mapping[str, Any], log: Path, status: int) -> None:
     "Print the ends of the logs if runs are still waiting after Snakemake has failed."
-    waiting = states(plan).query("state == 'waiting'").experiment.unique()
+    waiting, jobs = states(plan).query("state == 'waiting'"), jobs_by_run(plan)
     if not len(waiting):
         return
     print(f"Snakemake ended with status {status}; the end of {log}:\n{last_lines(log, 15)}", file=sys.stderr)
-    logs = [Path(plan["runs"]) / experiment / "run.log" for experiment in waiting]
+    names = dict.fromkeys(jobs[f"{run.experiment}/seed{run.seed}"] for run in waiting.itertuples())
+    logs = [Path(plan["runs"]) / name / "run.log" for name in names]
     for job in [path for path in logs if path.exists()][:3]:
         print(f"the end of {job}:\n{last_lines(job, 3)}", file=sys.stderr)
 
@@ -340,6 +340,10 @@ def summary(plan: Mapping[str, Any]) -> str:
     done = int((table.state == "done").sum())
     lines = [f"study {plan['study']}: {done} of {len(table)} runs have their record"]
     lines += [experiment_line(name, group) for name, group in table.groupby("experiment", sort=False)]
+    missing = sum(file.endswith(STRESS) for file in files_missing(plan))
+    if missing and done == len(table):
+        verb = "run is" if missing == 1 else "runs are"
+        lines.append(f"{missing} {verb} not tested under stress yet")
     return "\n".join(lines)
 
 

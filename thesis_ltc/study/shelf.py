@@ -72,7 +72,7 @@ def correct_by_run(table: pd.DataFrame) -> dict[tuple[str, int], pd.Series]:   #
     return dict(iter(right.groupby([table.id.to_numpy(), table.seed.to_numpy()], sort=False)))
 
 # %% ../../nbs/study/70_shelf.ipynb #publish
-PRIVATE = ("folder", "file", "runs", "python", "jobs")   # of a plan: where its builder keeps what concerns no reader
+PRIVATE = ("folder", "file", "runs", "python", "jobs")   # of a plan: where, and by what process, it was run
 
 
 def publish(
@@ -121,7 +121,7 @@ def record_lines(shelf: "Shelf") -> dict[str, set[str]]:
 
 
 def run_places(plan: dict[str, Any]) -> list[str]:
-    "The directories of a plan's runs, <id>/seed<k>, those of its trunks first; on a shelf, those that are there."
+    "The directories of a plan's runs, <id>/seed<k>, trunks first; on a shelf, those that are published."
     cells, waiting = (*plan["trunks"], *plan["cells"]), set(plan.get("waiting", ()))
     places = [f"{cell['id']}/seed{seed}" for cell in cells for seed in cell["seeds"]]
     return [place for place in places if place not in waiting]
@@ -162,7 +162,8 @@ def by_run(table: pd.DataFrame | None) -> dict[tuple[str, int], pd.DataFrame]:
     return {key: part.drop(columns=["id", "seed"]).reset_index(drop=True) for key, part in parts}
 
 # %% ../../nbs/study/70_shelf.ipynb #published-parts
-INCOMPLETE = "study {study} is not complete: {missing} runs have no record, first {first}; run `{command}` first"
+INCOMPLETE = ("study {study} is not complete: {missing} runs have no record, first {first}; "
+              "run `{command}` first")
 
 
 def published_parts(plan: dict[str, Any], source: Path, shelf: "Shelf | None") -> dict[str, Parts]:
