@@ -50,7 +50,8 @@ from ..study.intervals import Contrast
 from ..study.plan import name_of
 
 # %% ../../nbs/book/42_answer.ipynb #numbers
-SETS = {"covid-ct": "COVID-CT", "fashion-mnist": "Fashion-MNIST"}   # as a reader knows them
+SETS = {   # as a reader knows them
+    "covid-ct": "COVID-CT", "mosmed-ct0-ct2": "MosMed (CT-0 against CT-2)", "fashion-mnist": "Fashion-MNIST"}
 DIFFERENCE = ("{difference} {metric} on {data} ({trained}; 95 % interval {low} to {high}, "
               "{n} pairs of runs{chosen})")
 CHOSEN = "unplanned comparison"   # a comparison that its study had not named before

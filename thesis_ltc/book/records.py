@@ -30,7 +30,7 @@ from ..training.objective import SETTINGS
 
 # %% ../../nbs/book/10_records.ipynb #columns
 FACTORS = [name for name in DEFAULTS if name not in ("folder", "trunk")]
-OF_THE_TRUNK = ("trunk.data", "trunk.head", "trunk.seed", "trunk.hash")   # None where the whole network is trained
+OF_THE_TRUNK = ("trunk.data", "trunk.head", "trunk.seed", "trunk.hash")   # empty for whole networks
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 SCORE_COLUMNS = {   # column: epoch, split, score
     f"{when}_{split}_{score}": (when, split, score)
@@ -75,7 +75,7 @@ def record_row(
 def trunk_values(record: Record) -> tuple[Any, ...]:
     "Image set, head and seed of the run that trained a record's trunk, and the hash of its weights."
     trunk = record.trunk
-    return (None,) * 4 if trunk is None else (trunk.data, trunk.head, trunk.seed, trunk.trunk)
+    return (None, None, None, "") if trunk is None else (trunk.data, trunk.head, trunk.seed, trunk.trunk)
 
 # %% ../../nbs/book/10_records.ipynb #load-records
 def load_records(

@@ -85,7 +85,7 @@ def sides(primary: Sequence[str] | Mapping[str, Sequence[Any]]) -> tuple[str, tu
     return factor, (first, second)
 
 # %% ../../nbs/study/50_intervals.ipynb #paired-differences
-PAIRED = ("seed", "repeat", "fold")   # what two runs of a pair have in common
+PAIRED = ("seed", "repeat", "fold", "trunk.hash")   # what two runs of a pair have in common
 
 
 def paired_differences(

@@ -147,7 +147,7 @@ def parts_of_run(run: Path) -> Parts:
 
 def parts_on(shelf: "Shelf") -> dict[str, Parts]:
     "What is published of each run of a shelf, by <id>/seed<k>."
-    predictions, stress = by_run(shelf.predictions), by_run(shelf.stress)
+    predictions, stress = shelf.outputs, by_run(shelf.stress)
     records = [record for record in shelf.records() if not isinstance(record, RecordError)]
     return {f"{record.id}/seed{record.seed}": Parts(
         record_line(record), shelf.history(record.id, record.seed), predictions.get((record.id, record.seed)),
@@ -261,6 +261,11 @@ class Shelf:
         "Outputs for the test images; None for studies that were published without."
         path = self.folder / PREDICTIONS
         return pd.read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def outputs(self) -> dict[tuple[str, int], pd.DataFrame]:
+        "Outputs for the test images of each run, by experiment and seed."
+        return by_run(self.predictions)
 
     @cached_property
     def stress(self) -> pd.DataFrame | None:
