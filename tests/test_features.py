@@ -196,6 +196,24 @@ def test_a_trunk_makes_no_maps_of_images_of_another_size(trunk, image_size, tmp_
     assert folders_in(tmp_path) == []
 
 
+def test_normalised_images_are_for_trunks_that_were_trained_on_them(trunk, tmp_path):
+    "A trunk, its maps and its heads see images prepared in one way, whichever it is."
+    with pytest.raises(TrunkError, match="normalise_image is True, but .* trained with False; give"):
+        maps_of(trunk, tmp_path, normalise_image=True)
+    with pytest.raises(TrunkError, match="or train a trunk with normalise_image=True"):
+        run(of_head(trunk, normalise_image=True), 0, tmp_path, echo=silent)
+    record = run(Experiment(**SMALL, head="fc", normalise_image=True), 0, tmp_path, echo=silent)
+    other = tmp_path / record["id"] / "seed0"
+    assert record["experiment"]["normalise_image"] and record["id"] != trunk.parent.name
+    with pytest.raises(TrunkError, match="give normalise_image=True"):
+        run(of_head(other), 0, tmp_path, echo=silent)
+    head = run(of_head(other, normalise_image=True), 0, tmp_path, echo=silent)
+    maps = features_of(
+        read_trunk(str(other)), images_of(of_head(other)),
+        replace(recipe_of(of_head(other), 0), normalise_image=True), 2, tmp_path / "features")
+    assert maps.about["normalise_image"] is True and head["trunk"]["run"] == record["id"]
+
+
 def test_outputs_are_those_of_the_whole_network(trunk, tmp_path):
     experiment = of_head(trunk)
     data, recipe, model = images_of(experiment), recipe_of(experiment, 0), build_model(experiment, 10, 3)

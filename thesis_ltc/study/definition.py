@@ -41,7 +41,7 @@ KEYS = {
 }
 OPTIONAL = {"data", "secondary", "budget", "fixed", "trunk", "exclude"}
 # A trunk and its heads have these in common.
-SHARED_WITH_TRUNK = (*OF_IMAGES, "backbone", "image_size", "width")
+SHARED_WITH_TRUNK = (*OF_IMAGES, "backbone", "image_size", "width", "normalise_image")
 METRICS = ("accuracy", "f1", "dice", "jaccard", "auc")
 
 # %% ../../nbs/study/60_definition.ipynb #study

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.streams import generator
-from ..data.augment import Augmentation, preprocess
+from ..data.augment import Augmentation, normalise_images, preprocess
 from ..data.imageset import ImageSet
 from .recipe import MEMORY_FORMATS, Recipe, autocast
 
@@ -38,7 +38,8 @@ def pixels(data: ImageSet, rows: np.ndarray, recipe: Recipe) -> Tensor:
 class Images:
     """Images of a set as networks receive them: augmented for training, only resized for evaluation.
 
-    Shape: float32 (batch, 1, image_size, image_size) in 0..1, in the recipe's memory format, on its device.
+    Shape: float32 (batch, 1, image_size, image_size), in the recipe's memory format, on its device;
+        in 0..1, or with mean 0 and standard deviation 1 if the recipe normalises images.
     """
 
     trunk: Any = None   # the frozen backbone of a subclass that gives maps
@@ -63,7 +64,9 @@ class Images:
         return self.laid_out(preprocess(pixels(self.data, rows, self.recipe), self.recipe.image_size))
 
     def laid_out(self, images: Tensor) -> Tensor:
-        "The images in the recipe's memory format."
+        "The images in the recipe's memory format, normalised if the recipe says so."
+        if self.recipe.normalise_image:
+            images = normalise_images(images)
         return images.to(memory_format=MEMORY_FORMATS[self.recipe.memory_format])
 
 # %% ../../nbs/training/22_inputs.ipynb #predict

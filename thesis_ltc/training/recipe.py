@@ -39,6 +39,7 @@ class Recipe:
     circuit_learning_rate: float | None = None   # of the circuits; by default learning_rate
     period: int = 10         # epochs of one cosine
     memory_format: str = "channels_last"  # a name of MEMORY_FORMATS
+    normalise_image: bool = False         # give each image mean 0 and standard deviation 1, last of all
 
 
 MEMORY_FORMATS = {  # how images lie in memory

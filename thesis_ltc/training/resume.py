@@ -21,7 +21,7 @@ from ..data.imageset import ImageSet
 from .checkpoint import load_model, load_tensors, pack_state, save_tensors, unpack
 from .imprint import replay
 from .inputs import Images
-from .recipe import best_epoch, identity
+from .recipe import Recipe, best_epoch, identity
 from .steps import Learner, Training
 
 # %% ../../nbs/training/28_resume.ipynb #save-epoch
@@ -120,8 +120,9 @@ def continuation(
 
 
 def refuse_other_recipe(training: Training, before: dict[str, Any]) -> None:
-    "Raise ValueError if a training was begun under another recipe."
-    pairs = {name: (before.get(name), value) for name, value in identity(training.recipe).items()}
+    "Raise ValueError if a training was begun under another recipe; values that it lacks are the defaults."
+    pairs = {name: (before.get(name, getattr(Recipe, name, None)), value)
+             for name, value in identity(training.recipe).items()}
     changed = [f"{name} {first} -> {second}" for name, (first, second) in pairs.items() if first != second]
     if changed:
         begun = f"{training.folder} was begun otherwise ({', '.join(changed)})"

@@ -114,9 +114,12 @@ def pictures_seen(trunk: Trunk) -> set[str]:
 
 
 def check_fit(trunk: Trunk, **values: Any) -> None:
-    "Raise TrunkError if values of an experiment, such as its width, are not those of the trunk's run."
+    """Raise TrunkError if values of an experiment, such as its width, are not those of the trunk's run.
+
+    A record from before a field of the recipe existed has its default.
+    """
     for name, value in values.items():
-        trained = trunk.record["experiment"][name]
+        trained = trunk.record["experiment"].get(name, getattr(Recipe, name, None))
         if trained != value:
             got = f"{name} is {value}, but the trunk {trunk.folder} was trained with {trained}"
             raise TrunkError(f"{got}; give {name}={trained}, or train a trunk with {name}={value}")
@@ -270,8 +273,8 @@ def features_of(
     check: Callable[[], None] = lambda: None,   # called before each chunk; raises Interrupted to stop
     head: Head | None = None,     # whose pooling is applied; by default none is
 ) -> Features:
-    "The trunk's maps of a set: read from disk, or computed now; TrunkError for images of another size."
-    check_fit(trunk, image_size=recipe.image_size)
+    "The trunk's maps of a set, read from disk or computed now; TrunkError for images that it doesn't fit."
+    check_fit(trunk, image_size=recipe.image_size, normalise_image=recipe.normalise_image)
     factors = features_key(trunk, data, recipe, passes)
     make = lambda part: write_backbone_maps(part, trunk, data, recipe, passes, check)
     maps = Features(cached_folder(directory, factors, make), data, recipe, trunk)
@@ -284,7 +287,7 @@ def features_of(
 
 def features_key(trunk: Trunk, data: ImageSet, recipe: Recipe, passes: int) -> dict[str, Any]:
     "All that decides a trunk's maps."
-    fields = ("image_size", "augment", "precision", "memory_format", "device", "threads")
+    fields = ("image_size", "augment", "normalise_image", "precision", "memory_format", "device", "threads")
     return {
         "trunk": trunk.hash,
         "images": data.digest,
