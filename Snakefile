@@ -1,5 +1,5 @@
-# A study's graph: one job an experiment, all its seeds inside. Started by `thesis-ltc study NAME`,
-# which writes the plan that is read here, so that nothing heavy is imported to build the graph.
+# A study's graph. A job is an experiment with all its seeds, a trunk, or the heads that read one trunk. Started by
+# `thesis-ltc study NAME`, which writes the plan that is read here, so that nothing heavy is imported to build the graph.
 #
 # Patterns are relative to the folder of the runs, which Snakemake works in: the path of a checkout may hold braces, which
 # would be wildcards. What must survive a failure is no declared output: Snakemake deletes the outputs of a failed job. The runs are
@@ -11,41 +11,38 @@ from pathlib import Path
 with open(plan_file, encoding="utf-8") as file:
     PLAN = json.load(file)
 RUNS = Path(PLAN["runs"]).absolute()
-CELLS = {cell["id"]: cell for cell in PLAN["cells"]}
-ORDER = {identifier: number for number, identifier in enumerate(CELLS)}
+JOBS = {job["name"]: job for job in PLAN["jobs"]}
+ORDER = {name: number for number, name in enumerate(JOBS)}
 
 
-def records(cell):
-    return [RUNS / cell["id"] / f"seed{seed}" / "record.json" for seed in cell["seeds"]]
-
-
-for cell in PLAN["cells"]:  # a mark whose records were deleted marks nothing
-    if not all(record.exists() for record in records(cell)):
-        (RUNS / cell["id"] / "complete").unlink(missing_ok=True)
+for name, job in JOBS.items():  # a mark whose records were deleted marks nothing
+    if not all((RUNS / file).exists() for file in job["files"]):
+        (RUNS / name / "complete").unlink(missing_ok=True)
 
 
 wildcard_constraints:
-    experiment=r"[^/]+",
+    job=r"[^/]+",
 
 
 rule all:
     input:
-        expand("{experiment}/complete", experiment=list(CELLS)),
+        expand("{job}/complete", job=list(JOBS)),
 
 
-rule experiment:
+rule job:
+    input:
+        lambda wildcards: [f"{name}/complete" for name in JOBS[wildcards.job]["needs"]],
     output:
-        touch("{experiment}/complete"),
+        touch("{job}/complete"),
     log:
-        notebook="{experiment}/run.ipynb",
-        text="{experiment}/run.log",
-    priority: lambda wildcards: len(ORDER) - ORDER[wildcards.experiment]  # started in the order of the study's file
-    threads: lambda wildcards: CELLS[wildcards.experiment]["threads"] or workflow.cores
+        notebook="{job}/run.ipynb",
+        text="{job}/run.log",
+    priority: lambda wildcards: len(ORDER) - ORDER[wildcards.job]  # started in the order of the study's file
+    threads: lambda wildcards: JOBS[wildcards.job]["threads"] or workflow.cores
     resources:
-        gpu=lambda wildcards: int(CELLS[wildcards.experiment]["device"] == "cuda"),
+        gpu=lambda wildcards: int(JOBS[wildcards.job]["device"] == "cuda"),
     params:
         python=lambda wildcards: PLAN["python"],
-        values=lambda wildcards: f"{wildcards.experiment}/experiment.json",
-        seeds=lambda wildcards: f"seeds={json.dumps(CELLS[wildcards.experiment]['seeds'])}",
+        values=lambda wildcards: f"{wildcards.job}/job.json",
     shell:
-        "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} {params.seeds:q} > {log.text:q} 2>&1"
+        "{params.python:q} -m thesis_ltc.cli run --file {params.values:q} --notebook {log.notebook:q} > {log.text:q} 2>&1"

@@ -291,7 +291,7 @@ def test_a_study_on_a_trunk_shares_records_and_tables(trunk, tmp_path):
     assert table.trunk.nunique() == 1 and table.passes.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("head", ["z-lstm", "z-cfc", "z-frozen", "ncp-z-bi", "fc"])
+@pytest.mark.parametrize("head", ["z-lstm", "z-cfc", "z-frozen", "z-random", "z-state", "ncp-z-bi", "fc"])
 def test_a_record_says_what_a_circuit_remembers_and_how_far_it_travelled(head, trunk, tmp_path):
     record = run(of_head(trunk, head=head, epochs=3, learning_rate=0.01), 0, tmp_path, echo=silent)
     sequences = {"fc": 0, "ncp-z-bi": 2}.get(head, 1)
@@ -378,6 +378,9 @@ HEADS = [   # scan, normaliser, circuit, readout, options
     ("z:shuffled", "-", "ncp:6/4/2:3/2/2/2:frozen", "fc:4:tanh twin", {"dropout": 0.2}),
     ("z", "batch", "ncp:6/4/2:3/2/2/2", "fc", {}),
     ("y", "batch", "ncp:6/4/2:3/2/2/2:frozen", "fc damage:20", {}),
+    ("z", "layer", "random:6/4/2:3/2/2/2", "fc", {"density": 1.4, "wiring_seed": 3}),
+    ("z", "unit", "ncp:6/4/2:3/2/2/2:state", "fc", {}),
+    ("z", "unit", "random:6/4/2:3/2/2/2:state:frozen", "fc", {}),
 ]
 NORMALISED_AWAY = ("shrink.mix.bias", "project.0.bias", "normalise.0.running_mean")   # gradients are rounding
 

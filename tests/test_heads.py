@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from thesis_ltc.heads.circuit import count_trained
+from thesis_ltc.core.streams import seeded
+from thesis_ltc.heads.circuit import Circuit, Factors, count_trained
+from thesis_ltc.heads.head import build_module
 from thesis_ltc.heads.models import HEADS, circuits, classifier, macs, parameter_counts, stage_shapes
 from thesis_ltc.heads.scan import image_regions
-from thesis_ltc.heads.sentence import parse
+from thesis_ltc.heads.sentence import CIRCUITS, parse, parse_word
 from thesis_ltc.heads.shrink import UpsamplingError
 
 REPORT = {  # at 224 px: last tensor; live parameters of the whole model; of its circuit dense, live
@@ -24,7 +26,7 @@ REPORT = {  # at 224 px: last tensor; live parameters of the whole model; of its
     "ncp-y-half": ((32, 16, 16), 561_830, 180_012, 53_956),
 }
 SAVED = ["fc3", "ncp-z", "ncp-y-double", "ncp-z-bi-shared", "ncp-all"]
-SAVED += ["z-cfc", "z-lstm", "z-frozen", "z-attention"]
+SAVED += ["z-cfc", "z-lstm", "z-frozen", "z-random", "z-state", "z-attention"]
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 
@@ -235,6 +237,64 @@ def test_settings_reach_the_circuit() -> None:
         model = thin("ncp-z", **change).eval()
         assert torch.equal(model.backbone(images), base.backbone(images)), change
         assert not torch.equal(model(images), base(images)), change
+
+
+def circuit_of(word: str, features: int = 32, **factors) -> Circuit:
+    "The circuit of a word, its weights of seed 0."
+    with seeded(0, "circuit"):
+        return build_module(CIRCUITS, parse_word(word, "circuit"), features, Factors(**factors))
+
+
+@pytest.mark.parametrize("sizes", ["12/6/1", "24/12/2:12/8/12/12", "4/3/2:1/1/0/1", "12/6/1:12/6/36/6"])
+@pytest.mark.parametrize("wiring_seed", [0, 1, 7, 22222, 2**32 - 1])
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_a_random_wiring_has_the_policys_counts(sizes: str, wiring_seed: int, density: float) -> None:
+    "As many neurons, synapses and parameters; other ends; a function of the wiring seed alone."
+    factors = {"wiring_seed": wiring_seed, "density": density}
+    drawn, policy = (circuit_of(f"{name}:{sizes}", **factors).ltc for name in ("random", "ncp"))
+    one, other = drawn.wiring, policy.wiring
+    assert (one.sensory, one.inter, one.command, one.motor) == (
+        other.sensory, other.inter, other.command, other.motor)
+    assert len(one.sensory_source) == len(other.sensory_source) and len(one.source) == len(other.source)
+    assert count_trained(drawn) == count_trained(policy) and one != other
+    assert circuit_of(f"random:{sizes}:frozen", **factors).ltc.wiring == one
+    assert circuit_of(f"random:{sizes}", **factors | {"wiring_seed": wiring_seed ^ 1}).ltc.wiring != one
+
+
+@pytest.mark.parametrize("name", ["ncp", "random"])
+def test_the_whole_state_is_the_same_circuit_read_elsewhere(name: str) -> None:
+    "The same start; its first column is the motor neuron; the others are the state of the other neurons."
+    motor, whole = circuit_of(f"{name}:12/6/1"), circuit_of(f"{name}:12/6/1:state")
+    sequence = torch.rand(3, 7, 32)
+    outputs, state = whole.ltc(sequence)
+    assert outputs.shape == (3, 7, 19)
+    torch.testing.assert_close(outputs[..., :1], motor(sequence))
+    torch.testing.assert_close(outputs[:, -1], motor.ltc(sequence)[1])
+    torch.testing.assert_close(outputs[:, -1], state)
+    torch.testing.assert_close(whole(sequence[2:]), outputs[2:])
+    assert count_trained(whole) == count_trained(motor) + 2 * 18
+    assert thin("z-state").head.readout.gather.features == 16 * 19
+
+
+@pytest.mark.parametrize("word", ["random:12/6/1", "random:12/6/1:state", "ncp:12/6/1:state"])
+def test_the_controls_kernels_agree_with_the_readable_cell(word: str) -> None:
+    "Outputs and gradients of the compiled loops and of the readable cell."
+    sequence, results = torch.rand(3, 7, 32), []
+    for backend in ("auto", "reference"):
+        circuit, leaf = circuit_of(word), sequence.clone().requires_grad_()
+        circuit.ltc.backend = backend
+        outputs = circuit(leaf)
+        outputs.sin().sum().backward()
+        results.append((outputs, leaf.grad, *(p.grad for p in circuit.parameters())))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ncp", "random"])
+def test_a_frozen_control_keeps_its_start(name: str) -> None:
+    frozen, free = (circuit_of(f"{name}:12/6/1:state{mark}") for mark in (":frozen", ""))
+    assert count_trained(frozen) == 0 < count_trained(free)
+    sequence = torch.rand(2, 5, 32)
+    assert torch.equal(frozen(sequence), free(sequence))
 
 
 def test_steps_are_found_on_the_image() -> None:

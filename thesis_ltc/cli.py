@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE', 'NOTEBOOK', 'RECORD_LINE', 'SEEDS',
-           'NOT_CONVERGED', 'STUDY', 'SET', 'WATCH', 'DRY_RUN', 'ESTIMATE', 'PROFILE', 'INCOMPLETE', 'TRUNK_FIRST',
-           'data', 'NAME', 'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME',
-           'TABLE', 'LABEL', 'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'WHITE', 'INDEPENDENT', 'IGNORE_ID',
-           'LICENCE', 'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'DROP_COPIES', 'PACK', 'COMPLETE',
-           'PUBLISHED', 'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value',
-           'UsageError', 'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors',
-           'HelpWithFields', 'run', 'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal',
+           'NOT_CONVERGED', 'STUDY', 'SET', 'WATCH', 'DRY_RUN', 'ESTIMATE', 'PROFILE', 'INCOMPLETE', 'data', 'NAME',
+           'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME', 'TABLE', 'LABEL',
+           'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'WHITE', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE',
+           'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'DROP_COPIES', 'PACK', 'COMPLETE', 'PUBLISHED',
+           'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value', 'UsageError',
+           'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run',
+           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal', 'is_on_gpu',
            'execute_notebook', 'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file', 'run_study',
            'print_outlook', 'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines',
            'audit', 'pack_path', 'import_', 'is_approved', 'build', 'refuse_partial', 'pack', 'book', 'figures',
@@ -154,8 +154,10 @@ def run(values: VALUES = None, file: FILE = None, notebook: NOTEBOOK = None) -> 
     "Train and test an experiment, seed by seed; seeds that have a record are skipped."
     with report_errors():
         given = (read_values(file) if file else {}) | parse_values(values or [])
-        if notebook:
-            run_notebook(given, notebook)
+        if notebook and "experiments" in given:
+            run_notebook({"job": str(file.resolve())}, notebook, "unit.ipynb", is_on_gpu(given["experiments"][0]))
+        elif notebook:
+            run_notebook(given, notebook, "run.ipynb", is_on_gpu(given))
             keep_page(given, notebook)
         else:
             run_here(given)
@@ -212,6 +214,8 @@ def seeds_text(records: list[dict[str, Any]]) -> str:
 def run_notebook(
     values: dict[str, Any],  # checked by the notebook's guard before anything runs
     page: Path,              # the executed notebook, which is saved after each cell
+    source: str,             # run.ipynb for an experiment, unit.ipynb for a unit
+    on_gpu: bool,
 ) -> None:
     "Execute the experiment notebook; an error in it is printed in a line, and the traceback is on its page."
     import papermill
@@ -219,14 +223,14 @@ def run_notebook(
     from thesis_ltc.core.files import make_folder
 
     gpu = nullcontext()
-    if values.get("device") == "cuda":
+    if on_gpu:
         from thesis_ltc.study.runner import one_gpu
 
         gpu = one_gpu()
     make_folder(page.parent)
     try:
         with gpu:
-            execute_notebook(values, page)
+            execute_notebook(values, page, source)
     except papermill.PapermillExecutionError as error:
         print_error(f"the experiment failed, {error.ename}: {error.evalue}; its page is {page}")
         raise typer.Exit(1) from error
@@ -238,27 +242,32 @@ def literal(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def execute_notebook(values: dict[str, Any], page: Path, tries: int = 2) -> None:
-    "Have papermill execute the experiment notebook; if its kernel never answered, again in a new kernel."
+def is_on_gpu(values: dict[str, Any]) -> bool:
+    "Whether an experiment's values name a GPU."
+    return values.get("device") == "cuda"
+
+
+def execute_notebook(values: dict[str, Any], page: Path, source: str = "run.ipynb", tries: int = 2) -> None:
+    "Have papermill execute an experiment notebook; if its kernel never answered, again in a new kernel."
     import papermill
     import zmq
     from traitlets.config import Config
 
     from thesis_ltc.core.files import repository
 
-    source = repository() / "nbs" / "experiments" / "run.ipynb"
+    template = repository() / "nbs" / "experiments" / source
     encryption = "auto" if zmq.has("curve") else "disabled"   # without it ipykernel prints a notice
     # Records are on disk before the last cell ends, so the kernel may be killed: torch takes seconds to exit.
     options = {"kernel_name": "python3", "progress_bar": False, "shutdown_kernel": "immediate",
                "config": Config(KernelManager={"transport_encryption": encryption})}
     try:
-        papermill.execute_notebook(literal(source), literal(page), values, **options)
+        papermill.execute_notebook(literal(template), literal(page), values, **options)
     except RuntimeError as error:
         is_start = type(error) is RuntimeError   # errors in a cell have classes of their own
         if not is_start or tries == 1:
             raise
         print_error(f"{error}; once more")
-        execute_notebook(values, page, tries - 1)
+        execute_notebook(values, page, source, tries - 1)
 
 # %% ../nbs/cli/10_cli.ipynb #keep-page
 def keep_page(values: dict[str, Any], page: Path) -> None:
@@ -362,10 +371,6 @@ def print_outlook(plan: dict[str, Any]) -> None:
     print(f"{plan['study']}: {plan['question']}\n{outlook(plan)}", flush=True)
 
 # %% ../nbs/cli/10_cli.ipynb #preview-study
-TRUNK_FIRST = ("would first train the trunk, {command}; "
-               "its weights name the {count} experiments that follow")
-
-
 def print_estimate(study: Any, runs: Path) -> None:
     "Print how long a study would take here."
     from thesis_ltc.study.estimate import estimate, estimate_text
@@ -377,15 +382,8 @@ def print_estimate(study: Any, runs: Path) -> None:
 def print_dry_run(study: Any, runs: Path, profile: Path | None) -> None:
     "Print what a study would run, and end the command with Snakemake's status; no plan is left behind."
     from thesis_ltc.study import runner
-    from thesis_ltc.study.notebook import command_of
-    from thesis_ltc.study.plan import make_plan, trunk_run
+    from thesis_ltc.study.plan import make_plan
 
-    trunk = trunk_run(study, runs)
-    if trunk is not None and not (trunk / "record.json").exists():
-        command = command_of(study.trunk_experiment(), [0])
-        text = TRUNK_FIRST.format(command=command, count=len(study.cells()))
-        print(f"{study.name}: {study.question}\n{text}", flush=True)
-        return
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(study, runs, Path(folder))
         print_outlook(plan)

@@ -518,12 +518,17 @@ def split_name(
 
 # %% ../../nbs/data/40_sources.ipynb #load-code
 def without_listed(data: ImageSet) -> ImageSet:
-    "The set without images whose listed double is in a later part (train, val, test)."
-    parts = map(SPLITS.index, data.split.tolist())
-    part_of = dict(zip(data.names.tolist(), parts, strict=True))
-    dropped = []
+    "The set without listed doubles: of a pair the image in the earlier part, both if their labels differ."
+    names = data.names.tolist()
+    part_of = dict(zip(names, map(SPLITS.index, data.split.tolist()), strict=True))
+    label_of = dict(zip(names, data.labels.tolist(), strict=True))
+    dropped: list[str] = []
     for first, second in data.listed:
-        if first in part_of and second in part_of and part_of[first] != part_of[second]:
+        if first not in part_of or second not in part_of:
+            continue
+        if label_of[first] != label_of[second] and data.split_name != "official":
+            dropped += [first, second]
+        elif part_of[first] != part_of[second]:
             dropped.append(min(first, second, key=part_of.__getitem__))
     return data.subset(~np.isin(data.names, dropped)) if dropped else data
 

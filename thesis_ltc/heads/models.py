@@ -80,6 +80,8 @@ CONTROLS = {
     "z-mean": "pool:2 mix:16 | z | linear:32 | - | - | mean",
     "z-attention": "pool:2 mix:16 | z | linear:32 | - | - | attention",
     "z-frozen": "pool:2 mix:16 | z | linear:32 | - | ncp:12/6/1:frozen | fc",
+    "z-random": "pool:2 mix:16 | z | linear:32 | - | random:12/6/1 | fc",
+    "z-state": "pool:2 mix:16 | z | linear:32 | - | ncp:12/6/1:state | fc",
     "z-connected": "pool:2 mix:16 | z | linear:32 | - | ltc:19/1 | fc",
     "z-connected-19": "pool:2 mix:16 | z | linear:32 | - | ltc:19/19 | fc",
     "z-cfc": "pool:2 mix:16 | z | linear:32 | - | cfc:12/6/1 | fc",

@@ -21,8 +21,7 @@ from ..core.processes import usable_cores
 from ..data.imageset import ImageSet
 from .definition import Study
 from .experiment import OF_IMAGES, Experiment, build_model, resolve, resolved
-from .notebook import seeds_of
-from .plan import trunk_run
+from .grid import Cell
 from .runner import duration
 from .runs import load_images, run_seeds
 from ..training.stacked import learner_of
@@ -67,7 +66,7 @@ def probe_speed(
 # %% ../../nbs/study/90_estimate.ipynb #stack-sizes
 def stack_sizes(experiment: Experiment, seeds: Sequence[int]) -> tuple[int, int]:
     "Seeds that one stack has room for, and that all stacks of these seeds have room for."
-    if experiment.trunk is None:
+    if experiment.trunk is None or not experiment.stacked:
         return 1, len(seeds)
     _, size = learner_of(build_model(experiment, 2, 0).head, experiment.device)
     stacks = {seed // size for seed in seeds}
@@ -108,6 +107,11 @@ class Probes:
         self.folder = folder   # of the probes' runs
         self.sets: dict[tuple, ImageSet] = {}
         self.speeds: dict[tuple, Speed] = {}
+        self.trunks: set[str] = set()          # names of those that have their rows
+
+    def place(self, experiment: Experiment) -> Path:
+        "The run that a probe of an experiment has left."
+        return self.folder / resolve(shortened(experiment), self.images(experiment)).id / "seed0"
 
     def images(self, experiment: Experiment) -> ImageSet:
         "The whole set of an experiment."
@@ -118,7 +122,8 @@ class Probes:
 
     def speed(self, experiment: Experiment) -> Speed:
         "The speed of a resolved experiment on this machine."
-        key = tuple(value for name, value in vars(experiment).items() if name not in WITHOUT_COST)
+        fields = vars(experiment) | {"trunk": experiment.trunk is not None}
+        key = tuple(value for name, value in fields.items() if name not in WITHOUT_COST)
         if key not in self.speeds:
             self.speeds[key] = probe_speed(experiment, self.images(experiment), self.folder)
         return self.speeds[key]
@@ -144,40 +149,40 @@ def estimate(
     runs: Path,            # where its runs would go; a trunk that is there is used
 ) -> pd.DataFrame:         # experiment, runs, epochs, seconds an epoch, hours; first a trunk and its maps
     "Probe the experiments of a study: how long each would take here, a row an experiment."
-    seeds = seeds_of(study.seeds)
     with tempfile.TemporaryDirectory() as folder:
-        probes = Probes(Path(folder))
-        frozen, rows = estimate_trunk(study, runs, probes)
-        for values in study.cells():
-            experiment = resolved(Experiment.of(values | frozen))
-            rows.append(probes.row(cell_label(study, values), experiment, seeds))
-    return pd.DataFrame(rows)
+        probes, first, rows = Probes(Path(folder)), [], []
+        for cell in study.cells():
+            frozen, new = estimate_trunk(cell, runs, probes)
+            first += new
+            experiment = resolved(Experiment.of(cell.values | frozen))
+            rows.append(probes.row(cell_label(cell), experiment, cell.seeds))
+    return pd.DataFrame(first + rows)
 
 
-def cell_label(study: Study, values: dict[str, Any]) -> str:
-    "An experiment named by what the study varies."
-    return ", ".join(str(values[name]) if name in ("head", "data") else f"{name} {values[name]}"
-                     for name in study.vary)
+def cell_label(cell: Cell) -> str:
+    "An experiment named by what its study varies."
+    return ", ".join(str(value) if name in ("head", "data") else f"{name} {value}"
+                     for name, value in cell.varied.items())
 
 # %% ../../nbs/study/90_estimate.ipynb #estimate-trunk
 def estimate_trunk(
-    study: Study, runs: Path, probes: Probes,
-) -> tuple[dict[str, str], list[dict[str, Any]]]:   # the field `trunk` of the heads, and rows
-    "Probe the trunk of a study, and the maps of its images; empty without a trunk."
-    trunk = study.trunk_experiment()
-    if trunk is None:
+    cell: Cell, runs: Path, probes: Probes,
+) -> tuple[dict[str, str], list[dict[str, Any]]]:   # the field `trunk` of the head, and rows that are new
+    "Probe the trunk of a cell, and the maps of its images; empty without a trunk."
+    if cell.trunk is None:
         return {}, []
-    trunk = resolved(trunk)
-    row = probes.row(TRUNK_ROW + trunk.head, trunk, [0])
-    place = trunk_run(study, runs)
+    trunk = resolved(Experiment.of(cell.trunk))
+    row = probes.row(TRUNK_ROW + trunk.head, trunk, [cell.trunk_seed])
+    place = runs / resolve(trunk, probes.images(trunk)).id / f"seed{cell.trunk_seed}"
+    name, is_new = str(place), str(place) not in probes.trunks
+    probes.trunks.add(name)
     if (place / "record.json").exists():
         row |= {"experiment": f"{row['experiment']}, trained already", "hours": 0.0}
     else:
-        probed = resolve(shortened(trunk), probes.images(trunk))
-        place = probes.folder / probed.id / "seed0"
+        place = probes.place(trunk)
     frozen = {"trunk": str(place.resolve())}
-    first = resolved(Experiment.of(study.cells()[0] | frozen))
-    return frozen, [row, maps_row(first, probes.images(trunk), probes.speed(trunk))]
+    first = resolved(Experiment.of(cell.values | frozen))
+    return frozen, [row, maps_row(first, probes.images(trunk), probes.speed(trunk))] if is_new else []
 
 # %% ../../nbs/study/90_estimate.ipynb #maps-row
 def maps_row(experiment: Experiment, data: ImageSet, speed: Speed) -> dict[str, Any]:
@@ -195,7 +200,7 @@ TOTAL = ("{experiments} experiments, {runs} runs{beside}: about {time} on this m
 
 def estimate_text(table: pd.DataFrame, study: Study) -> str:
     "An estimate as text: the table, and the time of the whole study."
-    count = side_by_side([resolved(Experiment.of(values)) for values in study.cells()])
+    count = side_by_side([resolved(Experiment.of(cell.values)) for cell in study.cells()])
     is_first = table.experiment.str.startswith((TRUNK_ROW, MAPS_ROW))
     hours = total_hours(table.hours[is_first], table.hours[~is_first], count)
     rounded = {name: table[name].map("{:.2f}".format) for name in ("seconds an epoch", "hours")}

@@ -101,6 +101,9 @@ class ModelFields(ImageFields):
     passes: int = value(
         8, "with a trunk: augmented passes over the training images, whose maps are computed once; "
            "an epoch takes one of them for each image")
+    stacked: bool = value(
+        True, "with a trunk: train several seeds of a circuit in one step, which is faster from three on. "
+              "Part of a run's identity: sums are ordered by it")
 
 # %% ../../nbs/study/10_experiment.ipynb #experiment
 @dataclass(frozen=True)
@@ -259,6 +262,7 @@ def fields_without_effect(experiment: Experiment, sentence: Sentence) -> list[st
         "normaliser": str(sentence.normalise) == experiment.normaliser,
         "dropout": experiment.dropout == 0 and not has_hidden_layers,
         "passes": experiment.trunk is None or not experiment.augment,
+        "stacked": experiment.trunk is None,
         "width": experiment.backbone == "none",
         "circuit_learning_rate": experiment.circuit_learning_rate == rate,
     }
@@ -299,10 +303,10 @@ def resolved_recipe(
 # %% ../../nbs/study/10_experiment.ipynb #experiment-id
 def recorded_values(
     experiment: Experiment,        # resolved
-    trunk: Trunk | None,
+    trunk: str | None,             # name of the trunk's run, <id>/seed<k>
 ) -> dict[str, Any]:
-    "An experiment's values as records keep them: no folder, and for the trunk the hash of its weights."
-    return vars(experiment) | {"folder": None, "trunk": trunk and trunk.hash}
+    "An experiment's values as records keep them: no folder, and for the trunk the name of its run."
+    return vars(experiment) | {"folder": None, "trunk": trunk}
 
 
 def make_id(
@@ -333,7 +337,7 @@ class ResolvedExperiment:
     @cached_property
     def values(self) -> dict[str, Any]:
         "Its values as records keep them."
-        return recorded_values(self.experiment, self.trunk)
+        return recorded_values(self.experiment, self.trunk and self.trunk.name)
 
     def recipe(self, seed: int) -> Recipe:
         "How the run of a seed is trained."
@@ -352,7 +356,7 @@ def resolve(experiment: Experiment, data: ImageSet) -> ResolvedExperiment:
     if filled.trunk is not None:
         trunk = read_trunk(filled.trunk)
         check_fit(trunk, **{name: getattr(filled, name) for name in OF_A_TRUNK})
-    identifier = make_id(recorded_values(filled, trunk), data.digest)
+    identifier = make_id(recorded_values(filled, trunk and trunk.name), data.digest)
     return ResolvedExperiment(filled, sentence, trunk, len(data.classes), data.digest, identifier)
 
 # %% ../../nbs/study/10_experiment.ipynb #build-model

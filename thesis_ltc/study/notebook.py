@@ -23,6 +23,7 @@ from .experiment import FIELDS, Experiment, ExperimentError, refuse_unknown
 PARAMETERS = FIELDS | {
     "seeds": "how many runs, 0 to n - 1; or a list of seeds",
     "runs": "folder that runs go to; by default runs/ of the checkout",
+    "design": "hash of a study and its claims, which the study gives; kept in the records",
 }
 
 

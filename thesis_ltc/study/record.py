@@ -92,6 +92,8 @@ class TrunkRecord:
     run: str = part("id of the experiment that trained it")
     seed: int = part("of that run")
     hash: str = part("of its maps of these images")
+    head: str | None = part("with which it was trained", None)
+    data: str | None = part("image set on which it was trained", None)
 
 # %% ../../nbs/study/20_record.ipynb #model-record
 @dataclass(frozen=True, config=STRICT)
@@ -186,6 +188,7 @@ class Record:
     code: str | None = part("hash of the code's text, in records of schema 1", None)
     imprint: Imprint | None = part("what the run did in its first steps", None)
     resumed: list[Resumed] | None = part("resumes under other conditions", None)
+    design: str | None = part("hash of the study and its claims as they were when it was planned", None)
 
 
 RECORD = TypeAdapter(Record)

@@ -144,6 +144,7 @@ def run_seeds(
     *,
     data: ImageSet | None = None,
     echo: Echo | None = None,
+    design: str | None = None,                # hash of the study's design, for the records
 ) -> dict[int, dict[str, Any] | Exception]:   # of each seed the record, or what ended it
     "As `run`, for several seeds."
     check_seeds(seeds)
@@ -153,7 +154,7 @@ def run_seeds(
     job = resolve(experiment, data)
     place = Path(directory) / job.id
     missing = sorted(seed for seed in seeds if not is_finished(place / f"seed{seed}"))
-    failures = train_missing(job, missing, place, data, echo) if missing else {}
+    failures = train_missing(job, missing, place, data, echo, design) if missing else {}
     return {seed: failures.get(seed) or read_outcome(place / f"seed{seed}", job) for seed in seeds}
 
 
@@ -183,11 +184,12 @@ def run_all(
     *,
     data: ImageSet | None = None,
     echo: Echo | None = None,
+    design: str | None = None,
 ) -> list[dict[str, Any]]:            # a record a seed
     "As `run_seeds`; SeedsFailed at the end if a seed failed, ValueError at once for an impossible head."
     if data is None:   # before images are loaded
         check_head(experiment)
-    outcomes = run_seeds(experiment, seeds, directory, data=data, echo=echo)
+    outcomes = run_seeds(experiment, seeds, directory, data=data, echo=echo, design=design)
     failures = {seed: found for seed, found in outcomes.items() if isinstance(found, Exception)}
     if failures:
         said = "; ".join(f"seed {seed}: {type(error).__name__}: {error}" for seed, error in failures.items())
@@ -240,6 +242,7 @@ class Block:
     learner: type[Learner]            # how steps are taken
     models: dict[int, Classifier]     # those that are built already
     echo: Echo | None
+    design: str | None = None         # hash of the study's design
 
     def folder(self, seed: int) -> Path:
         "Directory of a run."
@@ -248,6 +251,7 @@ class Block:
 # %% ../../nbs/study/30_runs.ipynb #train-blocks
 def train_missing(
     job: ResolvedExperiment, seeds: list[int], place: Path, data: ImageSet, echo: Echo | None,
+    design: str | None = None,
 ) -> dict[int, Exception]:
     "Train seeds that have no record, block by block; what ended those that failed."
     if job.trunk is not None:
@@ -258,7 +262,7 @@ def train_missing(
     keep_memory()
     with reproducible(job.experiment.threads):
         while waiting:
-            block = make_block(job, waiting, place, data, models, echo)
+            block = make_block(job, waiting, place, data, models, echo, design)
             waiting = [seed for seed in waiting if seed not in block.seeds]
             try:
                 failures |= run_block(block)
@@ -274,6 +278,7 @@ def make_block(
     data: ImageSet,
     models: dict[int, Classifier] | None = None,    # that are built already; they are taken out of it
     echo: Echo | None = None,
+    design: str | None = None,
 ) -> Block:
     "The first of some seeds, and those that train with it; which these are follows from its model."
     models = {} if models is None else models
@@ -281,10 +286,10 @@ def make_block(
         models[seeds[0]] = job.model(seeds[0])
     first = models[seeds[0]]
     learner, size = Learner, 1
-    if job.trunk is not None:
+    if job.trunk is not None and job.experiment.stacked:
         learner, size = learner_of(first.head, job.experiment.device)
     together = [seed for seed in seeds if seed // size == seeds[0] // size]
-    return Block(job, together, place, data, learner, models, echo)
+    return Block(job, together, place, data, learner, models, echo, design)
 
 # %% ../../nbs/study/30_runs.ipynb #run-block
 def run_block(block: Block) -> dict[int, Exception]:
@@ -387,7 +392,7 @@ def train_seeds(
         for seed, training in zip(seeds, trainings, strict=True):
             error = training.failure
             if error is None:
-                finish(block.job, prepared, training, check)
+                finish(block, prepared, training, check)
             else:
                 failures[seed] = error
             said = f"{type(error).__name__}: {error}" if error else ""
@@ -426,9 +431,7 @@ def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: 
             status.write("interrupted" if is_stop else "failed", epochs, said)
 
 # %% ../../nbs/study/30_runs.ipynb #finish
-def finish(
-    job: ResolvedExperiment, prepared: Prepared, training: Training, check: Callable[[], None],
-) -> None:
+def finish(block: Block, prepared: Prepared, training: Training, check: Callable[[], None]) -> None:
     "Test at the last epoch and at the best, and write predictions, curves, weights, and last the record."
     folder, history, data = training.folder, training.history, prepared.limited
     model, best = prepared.models[training.recipe.seed], best_epoch([row["val_loss"] for row in history])
@@ -439,7 +442,7 @@ def finish(
     epochs = {"best": best, "last": len(history)}
     metrics = Metrics(**{when: score_epoch(outputs[when], data, training.recipe.objective, epoch)
                          for when, epoch in epochs.items()})
-    record = make_record(job, prepared, training, metrics)
+    record = make_record(block, prepared, training, metrics)
     flush(folder)   # the disk has the names of all that a record stands for, before it has the record
     write_record(folder / "record.json", record)
 
@@ -461,8 +464,9 @@ def predict_twice(
     return {"last": last, "best": last if best == len(history) else everything()}
 
 # %% ../../nbs/study/30_runs.ipynb #make-record
-def make_record(job: ResolvedExperiment, prepared: Prepared, training: Training, metrics: Metrics) -> Record:
+def make_record(block: Block, prepared: Prepared, training: Training, metrics: Metrics) -> Record:
     "The record of a run that has been trained and tested."
+    job = block.job
     recipe, history, data = training.recipe, training.history, prepared.limited
     model, start = prepared.models[recipe.seed], prepared.starts[recipe.seed]
     memory = validation_memory(model, data, recipe, prepared.inputs)
@@ -482,7 +486,8 @@ def make_record(job: ResolvedExperiment, prepared: Prepared, training: Training,
         images_per_second=round(images_seen / train_seconds, 1),
         peak_memory_bytes=peak_memory(recipe.device), device=describe_device(recipe.device),
         versions=describe_versions(), commit=commit(), finished=now(),
-        imprint=training.imprint, resumed=[Resumed(**resume) for resume in training.resumed])
+        imprint=training.imprint, resumed=[Resumed(**resume) for resume in training.resumed],
+        design=block.design)
 
 
 def trunk_record(job: ResolvedExperiment, inputs: Images) -> TrunkRecord | None:
@@ -490,4 +495,5 @@ def trunk_record(job: ResolvedExperiment, inputs: Images) -> TrunkRecord | None:
     if job.trunk is None:
         return None
     its = job.trunk.record
-    return TrunkRecord(trunk=job.trunk.hash, run=its["id"], seed=its["seed"], hash=inputs.about["hash"])
+    return TrunkRecord(trunk=job.trunk.hash, run=its["id"], seed=its["seed"], hash=inputs.about["hash"],
+                       head=its["experiment"]["head"], data=its["experiment"]["data"])

@@ -60,6 +60,11 @@ class Trunk:
             content.update(tensor.contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
 
+    @property
+    def name(self) -> str:
+        "Name of the run: <id>/seed<k>."
+        return f"{self.record['id']}/seed{self.record['seed']}"
+
     def backbone(self) -> CRNet:
         "The network in evaluation mode, without gradients."
         channels = self.tensors["blocks.0.0.weight"].shape[1]
