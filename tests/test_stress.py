@@ -16,7 +16,7 @@ from thesis_ltc.heads.models import HEADS, classifier, find_head
 from thesis_ltc.study import stress as room
 from thesis_ltc.study.experiment import Experiment
 from thesis_ltc.study.runs import load_images, run
-from thesis_ltc.study.stress import SCORES, STRESS, StressError, stress
+from thesis_ltc.study.stress import STRESS, SCORES, StressError, stress
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
 
 pytestmark = pytest.mark.timeout(300)

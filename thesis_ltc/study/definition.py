@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
 from ..core.files import read_yaml
 from .experiment import FIELDS, OF_A_TRUNK, OF_IMAGES, Experiment, check_head, refuse_unknown
 from .grid import OF_TRUNK, Cell, adjusted, combinations, matches
