@@ -57,21 +57,21 @@ def train(plan: dict, *jobs: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Study, dict, bool]:
-    "The study, its plan before anything was trained, and whether Snakemake ran all of it."
+def finished(tmp_path_factory) -> tuple[Study, dict]:
+    "The study, and its plan before anything was trained; then all of its jobs are done."
     folder = tmp_path_factory.mktemp("study")
     study = study_in(folder)
     plan = make_plan(study, folder / "runs")
     assert not list((folder / "runs").glob("*/seed*"))
-    return study, plan, runner.start(plan)
+    train(plan, *plan["jobs"])
+    return study, plan
 
 
-def test_snakemake_trains_trunks_then_their_units(finished):
-    _, plan, is_complete = finished
-    assert is_complete and files_missing(plan) == [] and (states(plan).state == "done").all()
+def test_every_head_reads_the_trunk_of_its_fold(finished):
+    _, plan = finished
     runs = Path(plan["runs"])
     assert len(plan["trunks"]) == 4 and len(plan["cells"]) == 8 and len(plan["jobs"]) == 8
-    assert runs_faults(runs) == []
+    assert files_missing(plan) == [] == runs_faults(runs) and (states(plan).state == "done").all()
     for cell in plan["cells"]:
         (seed,) = cell["seeds"]
         place = runs / cell["id"] / f"seed{seed}"
@@ -86,11 +86,23 @@ def test_snakemake_trains_trunks_then_their_units(finished):
         assert (values["fold"], values["wiring_seed"]) == (fold, 100 + fold)
         assert (values["learning_rate"] == 0.01) == (head == "ncp-z")
         assert pd.read_parquet(place / STRESS).condition.nunique() > 5
-    assert not list(runs.glob("*_fc_*/seed*/stress.parquet"))   # trunks are not tested under stress
+    for trunk in plan["trunks"]:   # trunks are not tested under stress
+        assert not list((runs / trunk["id"]).glob(f"seed*/{STRESS}"))
+
+
+def test_snakemake_does_the_same_jobs(finished, tmp_path):
+    study, done = finished
+    plan = make_plan(study, tmp_path / "runs")
+    assert runner.start(plan) and files_missing(plan) == []
+    for place in run_places(plan):
+        here, there = (read_json(Path(one["runs"]) / place / "record.json") for one in (plan, done))
+        assert here["metrics"] == there["metrics"] and here["trunk"] == there["trunk"]
+    pages = [Path(plan["runs"]) / job["name"] / "run.ipynb" for job in plan["jobs"]]
+    assert all("One unit of a study" in page.read_text() for page in pages)
 
 
 def test_a_plan_is_the_same_before_and_after_its_trunks_are_trained(finished, tmp_path):
-    study, plan, _ = finished
+    study, plan = finished
     again = make_plan(study, Path(plan["runs"]))
     elsewhere = make_plan(study, tmp_path / "runs")
     for part in ("trunks", "cells", "jobs", "data_hashes", "design"):
@@ -101,7 +113,7 @@ def test_a_plan_is_the_same_before_and_after_its_trunks_are_trained(finished, tm
 
 
 def test_a_study_is_not_complete_before_its_runs_are_tested_under_stress(finished):
-    _, plan, _ = finished
+    _, plan = finished
     runs = Path(plan["runs"])
     unit = plan["jobs"][1]
     lost = runs / next(file for file in unit["files"] if file.endswith(STRESS))
@@ -120,7 +132,7 @@ def test_a_study_is_not_complete_before_its_runs_are_tested_under_stress(finishe
 
 def test_a_study_is_published_unit_by_unit(finished, tmp_path):
     "The directories of the first unit are gone when the second is published: nothing of it is lost."
-    _, plan, _ = finished
+    _, plan = finished
     whole, runs, results = Path(plan["runs"]), tmp_path / "runs", tmp_path / "results"
     plan = plan | {"folder": str(runs)}
     first, second = plan["jobs"][:2], plan["jobs"][2:4]
@@ -163,7 +175,7 @@ def copy_runs(source: Path, target: Path, jobs: list[dict]) -> None:
 
 
 def test_half_a_unit_is_not_published(finished, tmp_path):
-    _, plan, _ = finished
+    _, plan = finished
     runs = tmp_path / "runs"
     copy_runs(Path(plan["runs"]), runs, plan["jobs"][:2])
     for file in plan["jobs"][1]["files"]:
@@ -176,7 +188,7 @@ def test_half_a_unit_is_not_published(finished, tmp_path):
 
 
 def test_each_trunk_of_a_study_is_trained_again_for_its_heads(finished, tmp_path):
-    _, plan, _ = finished
+    _, plan = finished
     publish(plan, tmp_path / "results")
     shelf = Shelf(tmp_path / "results" / "trunks")
     heads = [next(cell["id"] for cell in plan["cells"] if cell["trunk"] == f"{trunk['id']}/seed{seed}")
@@ -200,7 +212,7 @@ def train_slowly(job: str) -> None:
 
 def test_a_killed_unit_goes_on(processes, finished, tmp_path):
     "It is killed in its first head, in its second, and between the tables of its stress test."
-    study, before, _ = finished
+    study, before = finished
     runs = tmp_path / "runs"
     plan = make_plan(study, runs)
     first, unit = plan["jobs"][:2]

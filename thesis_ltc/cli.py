@@ -7,14 +7,14 @@ __all__ = ['app', 'CONSTANTS', 'USER_ERRORS', 'MISSING_PACKAGE', 'VALUES', 'FILE
            'NOT_CONVERGED', 'STUDY', 'SET', 'WATCH', 'DRY_RUN', 'ESTIMATE', 'PROFILE', 'INCOMPLETE', 'data', 'NAME',
            'SPLIT_VALUES', 'SAVE', 'TO', 'BAD_NAME', 'NO_FOLDER', 'HIDES_PACK', 'FOLDER', 'SET_NAME', 'TABLE', 'LABEL',
            'PATIENT', 'ONLY_CLASSES', 'POSITIVE', 'GROUP', 'WHITE', 'INDEPENDENT', 'IGNORE_ID', 'LICENCE',
-           'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'PACK', 'COMPLETE', 'PUBLISHED', 'TRAIN_TRUNK',
-           'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value', 'UsageError', 'parse_values',
-           'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run', 'read_values',
-           'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal', 'is_on_gpu', 'execute_notebook',
-           'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file', 'run_study', 'print_outlook',
-           'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines', 'audit',
-           'pack_path', 'import_', 'is_approved', 'build', 'refuse_partial', 'pack', 'book', 'figures', 'publish',
-           'confirm', 'metadata']
+           'PUBLISHABLE', 'YES', 'RECIPE', 'SOURCE', 'PARTIAL', 'DROP_COPIES', 'PACK', 'COMPLETE', 'PUBLISHED',
+           'TRAIN_TRUNK', 'ONLY_EXPERIMENTS', 'EXPLAIN', 'EscapingGroup', 'main', 'parse_value', 'UsageError',
+           'parse_values', 'parse_list', 'without_quotes', 'print_error', 'report_errors', 'HelpWithFields', 'run',
+           'read_values', 'run_here', 'record_text', 'seeds_text', 'run_notebook', 'literal', 'is_on_gpu',
+           'execute_notebook', 'keep_page', 'printed_id', 'study', 'is_path', 'find_study_file', 'run_study',
+           'print_outlook', 'print_estimate', 'print_dry_run', 'load_named', 'show', 'describe_images', 'count_lines',
+           'audit', 'pack_path', 'import_', 'is_approved', 'build', 'refuse_partial', 'pack', 'book', 'figures',
+           'publish', 'confirm', 'metadata']
 
 # %% ../nbs/cli/10_cli.ipynb #d386ef26
 import json
@@ -572,19 +572,31 @@ PARTIAL = Annotated[bool, typer.Option(
     "--partial", help="Build from what is there, though something is missing.")]
 
 
+DROP_COPIES = Annotated[str | None, typer.Option(
+    "--drop-copies", metavar="none|measured|all", show_default=False,
+    help="Leave out volumes that are scans of another source once more: those for which it was measured, "
+         "or also those for which it is inferred; by default as the recipe says.")]
+
+
 @data.command()
-def build(recipe: RECIPE, source: SOURCE, to: TO = None, partial: PARTIAL = False) -> None:
+def build(
+    recipe: RECIPE, source: SOURCE, to: TO = None, partial: PARTIAL = False, drop_copies: DROP_COPIES = None,
+) -> None:
     "Build a set from its public sources, as a recipe says; missing ones are named with their address."
     from thesis_ltc.data import recipes
     from thesis_ltc.data.packs import read_pack
 
     with report_errors():
         wanted = recipes.read_recipe(recipe)
+        if drop_copies is not None:
+            wanted = recipes.dropping(wanted, drop_copies)
         if not source.is_dir():
             raise UsageError(f"there is no folder {source}")
         path, found = pack_path(wanted.name, to), recipes.survey(wanted, source)
         print("\n".join(f"{name}: {len(cases)} volumes" for name, cases in found.items()))
         refuse_partial(recipes.missing(wanted, source, found), any(found.values()), partial)
+        for line in recipes.copy_lines(wanted, found):
+            print(f"warning: {line}", file=sys.stderr)
         recipes.build_set(wanted, source, path)
         print(f"written: {path}\n{describe_images(read_pack(path, wanted.name))}")
 

@@ -55,7 +55,7 @@ PAGE = """# Records of {name}
 
 {design}
 
-A row is a run. Its whole record is in `results/{name}/{records}`, in the line that is named; `zcat` unpacks the file.
+A row is a run. Its whole record is in the line that is named, of `results/{name}/{records}` (gzip).
 In Python, `thesis_ltc.book.load_records("results/{name}")` reads all of them.
 SHA-256 of `{checksums}`, which protects all of its files, begins with `{digits}`.
 
