@@ -6,13 +6,15 @@
 __all__ = ['CT_SETS', 'PLAUSIBLE', 'STRESS', 'MARGINS', 'SIMULATION_DRAWS', 'AUCS', 'DIFFERENCES', 'FASHION', 'Shape', 'shape_of',
            'ct_shape', 'Components', 'class_variance', 'in_scores', 'class_differences', 'trunk_effects', 'made_scores',
            'made_clusters', 'AccuracyComponents', 'made_accuracy_clusters', 'operating', 'nadeau_bengio_half',
-           'rounded', 'simulate_auc', 'simulate_accuracy', 'ct_rows', 'fashion_rows', 'simulate_power', 'main']
+           'rounded', 'simulate_auc', 'simulate_accuracy', 'Question', 'questions', 'answer', 'write_power',
+           'same_table', 'plain', 'main']
 
 # %% ../../nbs/study/54_power.ipynb #power-imports
 import argparse
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..core.files import make_folder, write_json
+from ..core.files import make_folder, read_json, write_json
 from ..core.streams import key
 from ..data.splits import by_fold
-from .intervals import EQUAL
 from .resampling import Cluster, Estimate, estimate, pair_gains, patient_weights
 
 # %% ../../nbs/study/54_power.ipynb #shape-class
@@ -87,17 +88,20 @@ STRESS = {   # settings in which an interval may fail
 }
 
 # %% ../../nbs/study/54_power.ipynb #class-differences
+@cache
 def class_variance(components: Components, head: int) -> float:
     "Variance of a head's score within a class."
     preference = components.prefer_patient + components.prefer_image
     return components.patient + components.image + preference / 4 + components.noise[head]
 
 
+@cache
 def in_scores(effect: float, auc: float, components: Components) -> float:
     "Class difference that changes the second head's AUC by a small effect."
     return effect * math.sqrt(2 * class_variance(components, 1)) / stats.norm.pdf(stats.norm.ppf(auc))
 
 
+@cache
 def class_differences(components: Components, auc: float, difference: float) -> tuple[float, float]:
     "Class differences of two heads, of which the second has a true AUC and the first a difference more."
     effects = components.trunk_effect / 2, components.seed_effect
@@ -231,8 +235,7 @@ def operating(
         "half_nadeau_bengio": rounded(np.median(fold_halves)),
         "coverage_nadeau_bengio": rounded((abs(means - difference) <= fold_halves).mean()),
         "different": rounded((abs(means) > halves[0.95]).mean()),
-        "equal": {str(margin): rounded(np.mean([one.verdict(margin) == EQUAL for one in estimates]))
-                  for margin in margins},
+        "equal": {str(margin): rounded((abs(means) + halves[0.90] < margin).mean()) for margin in margins},
         "parts": {name: rounded(np.mean([one.parts[name] / one.error**2 for one in estimates]))
                   for name in estimates[0].parts}}
 
@@ -280,45 +283,81 @@ def simulate_accuracy(
         estimates.append(estimate(clusters, weights, seed=seed))
     return operating(estimates, difference, MARGINS["accuracy"])
 
-# %% ../../nbs/study/54_power.ipynb #tables
+# %% ../../nbs/study/54_power.ipynb #questions
 AUCS = {"covid-ct": 0.78, "mosmed": 0.75}     # expected of the second head
 DIFFERENCES = (0.0, 0.02, 0.03, 0.04, 0.05)   # in AUC
 FASHION = {0.004: (0.0, 0.0025, 0.005, 0.01), 0.01: (0.0, 0.005, 0.01, 0.02), 0.02: (0.0, 0.02)}
 # standard deviation of ncp-z's accuracy over seeds, and the differences that are made
 
 
-def ct_rows(shape: Shape, name: str, studies: int, seed: int = 0) -> Iterable[dict[str, Any]]:
-    "Made studies of a CT set: by true difference, by trunks per split, in hard settings, between kinds."
-    def row(setting: str, difference: float, signs: Sequence[int], components: Components) -> dict[str, Any]:
-        found = simulate_auc(shape, name, AUCS[name], difference, studies, components, signs, seed=seed)
-        return {"set": name, "metric": "auc", "setting": setting, "trunks_per_split": len(signs),
-                "contrast": "mean" if min(signs) > 0 else "between kinds", "difference": difference, **found}
+class Question(NamedTuple):
+    "What is made in one row of the table."
 
-    for difference in DIFFERENCES:
-        yield row("plausible", difference, (1, 1), PLAUSIBLE)
-    for kinds in (1, 3):
-        yield row("plausible", 0.0, (1,) * kinds, PLAUSIBLE)
-    for setting, components in STRESS.items():
-        yield row(setting, 0.0, (1, 1), components)
-    yield row("plausible", 0.0, (1, -1), PLAUSIBLE)
+    set: str
+    setting: str
+    difference: float                              # the true one
+    components: Components | AccuracyComponents
+    signs: tuple[int, ...] = (1, 1)                # trunks of a split; 1 and -1 for their difference
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        "What tells the row from others."
+        metric = "auc" if self.set in CT_SETS else "accuracy"
+        contrast = "mean" if min(self.signs) > 0 else "between kinds"
+        return {"set": self.set, "metric": metric, "setting": self.setting, "contrast": contrast,
+                "trunks_per_split": len(self.signs), "difference": self.difference}
 
 
-def fashion_rows(studies: int, seed: int = 0) -> Iterable[dict[str, Any]]:
-    "Made studies of Fashion-MNIST, by what a seed does to the circuit and by true difference."
+def questions() -> Iterator[Question]:
+    "All rows of the table, the most important first."
+    for name in CT_SETS:
+        for difference in DIFFERENCES:
+            yield Question(name, "plausible", difference, PLAUSIBLE)
     for effect, differences in FASHION.items():
-        components = AccuracyComponents(seed_effects=(effect, 0.003))
         for difference in differences:
-            found = simulate_accuracy(difference, studies, components, seed=seed)
-            yield {"set": "fashion-mnist", "metric": "accuracy", "setting": f"seed deviation {effect:g}",
-                   "trunks_per_split": 6, "contrast": "mean", "difference": difference, **found}
+            components = AccuracyComponents(seed_effects=(effect, 0.003))
+            yield Question("fashion-mnist", f"seed deviation {effect:g}", difference, components, (1,) * 6)
+    for name in CT_SETS:
+        for setting, components in STRESS.items():
+            yield Question(name, setting, 0.0, components)
+        for signs in ((1,), (1, 1, 1), (1, -1)):
+            yield Question(name, "plausible", 0.0, PLAUSIBLE, signs)
+
+# %% ../../nbs/study/54_power.ipynb #answer
+def answer(question: Question, data: str | Path, studies: int, seed: int) -> dict[str, Any]:
+    "Make the studies of a row, and judge them."
+    name, difference, components = question.set, question.difference, question.components
+    if name in CT_SETS:
+        found = simulate_auc(ct_shape(name, data), name, AUCS[name], difference, studies, components,
+                             question.signs, seed=seed)
+    else:
+        found = simulate_accuracy(difference, studies, components, len(question.signs), seed=seed)
+    return question.keys | found
 
 
-def simulate_power(data: str | Path, studies: int = 1000, seed: int = 0) -> dict[str, Any]:
-    "All made studies, as a table that JSON can hold."
-    rows = [row for name in CT_SETS for row in ct_rows(ct_shape(name, data), name, studies, seed)]
-    rows += fashion_rows(studies, seed)
+def write_power(path: Path, data: str | Path, studies: int = 1000, seed: int = 0) -> None:
+    "Write the table to a file after each row; rows of the same kind that are there already are kept."
     assumed = {"ct": PLAUSIBLE._asdict(), "fashion": AccuracyComponents()._asdict(), "auc": AUCS}
-    return {"studies": studies, "seed": seed, "draws": SIMULATION_DRAWS, "components": assumed, "rows": rows}
+    table = {"studies": studies, "seed": seed, "draws": SIMULATION_DRAWS, "components": assumed, "rows": []}
+    make_folder(path.parent)
+    if not path.exists() or not same_table(read_json(path), table):
+        write_json(path, table)
+    for question in questions():
+        rows = read_json(path)["rows"]
+        if not any(question.keys.items() <= row.items() for row in rows):
+            write_json(path, table | {"rows": [*rows, answer(question, data, studies, seed)]})
+
+
+def same_table(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    "Whether rows of a file were made as wanted."
+    return all(found.get(name) == plain(value) for name, value in wanted.items() if name != "rows")
+
+
+def plain(value: Any) -> Any:
+    "As JSON has it: a tuple is a list."
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 # %% ../../nbs/study/54_power.ipynb #main
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -331,9 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.data is None:
         parser.error("expected --data or THESIS_LTC_DATA: the folder with covid-ct and mosmed-midslice")
-    found = simulate_power(options.data, options.studies, options.seed)
-    make_folder(options.output.parent)
-    write_json(options.output, found)
+    write_power(options.output, options.data, options.studies, options.seed)
 
 # %% ../../nbs/study/54_power.ipynb #run-main
 #| eval: false
