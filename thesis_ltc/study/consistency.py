@@ -342,7 +342,7 @@ def check_trunk_name(record: Record, name: str | None, faults: Faults) -> None:
     if name not in names:
         faults.add("trunk", f"is {short(names[0])}, but its experiment says {short(name)}")
 
-
+# %% ../../nbs/study/71_consistency.ipynb #check-plan
 def check_plan(
     plan: Mapping[str, Any],
     name: str,                    # under which it lies

@@ -14,8 +14,9 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -283,11 +284,11 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
     States: done, running, waiting, killed, interrupted, failed.
     """
     rows, folder, jobs = [], Path(plan["folder"]), jobs_by_run(plan)
-    failures = {name: job_failure(folder / name) for name in dict.fromkeys(jobs.values())}
+    failure_of = cache(lambda job: job_failure(folder / job))   # each page is read once, if at all
     for cell in (*plan["trunks"], *plan["cells"]):
         for seed in cell["seeds"]:
             place = f"{cell['id']}/seed{seed}"
-            status = run_status(folder / place, failures[jobs[place]])
+            status = run_status(folder / place, partial(failure_of, jobs[place]))
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})
     return pd.DataFrame(rows)
@@ -298,14 +299,13 @@ def jobs_by_run(plan: dict[str, Any]) -> dict[str, str]:
     return {str(Path(file).parent): job["name"] for job in plan["jobs"] for file in job["files"]}
 
 
-def run_status(folder: Path, failure: str) -> dict[str, Any]:
-    "The status of a run; `failure` is what ended its experiment before a run began, if anything did."
-    status = read_status(folder) or {"state": "waiting"}
+def run_status(folder: Path, find_failure: Callable[[], str]) -> dict[str, Any]:
+    "The status of a run; `find_failure` says what ended its job before the run began, if anything did."
     if (folder / "record.json").exists():
-        return status | {"state": "done"}
-    if status["state"] == "waiting" and failure:
-        return status | {"state": "failed", "message": failure}
-    return status
+        return {"state": "done"}
+    status = read_status(folder) or {"state": "waiting"}
+    failure = find_failure() if status["state"] == "waiting" else ""
+    return status | ({"state": "failed", "message": failure} if failure else {})
 
 
 def files_missing(plan: dict[str, Any]) -> list[str]:
