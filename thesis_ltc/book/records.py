@@ -30,7 +30,8 @@ from ..training.objective import SETTINGS
 
 # %% ../../nbs/book/10_records.ipynb #columns
 FACTORS = [name for name in DEFAULTS if name not in ("folder", "trunk")]
-OF_THE_TRUNK = ("trunk.data", "trunk.head", "trunk.seed", "trunk.hash")   # empty for whole networks
+# Empty for whole networks.
+OF_THE_TRUNK = ("trunk.data", "trunk.head", "trunk.seed", "trunk.hash")
 SCORES = ("accuracy", "f1", "dice", "jaccard", "auc", "log_loss", "brier", "ece", "loss")
 SCORE_COLUMNS = {   # column: epoch, split, score
     f"{when}_{split}_{score}": (when, split, score)
@@ -229,7 +230,8 @@ def comparable(
             yield ", ".join(words + more), pd.concat([plain, part])
 
 # %% ../../nbs/book/10_records.ipynb #by-study
-TRUNK_COLUMNS = ["id", "seed", "data", "head", "last_epoch", "learning_rate", "best_test_accuracy", "best_test_auc"]
+TRUNK_COLUMNS = [
+    "id", "seed", "data", "head", "last_epoch", "learning_rate", "best_test_accuracy", "best_test_auc"]
 
 
 def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
@@ -243,7 +245,8 @@ def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     # pandas copies attributes in depth with every new table, so they are few
     trunks = records[is_trunk(records, plan)][TRUNK_COLUMNS].drop_duplicates(["data", "head"])
     factors = list(dict.fromkeys(name for cell in plan["cells"] for name in cell.get("varied", {})))
-    part.attrs = records.attrs | {"trunks": trunks.to_dict("records")} | ({"factors": factors} if factors else {})
+    attributes = {"trunks": trunks.to_dict("records")} | ({"factors": factors} if factors else {})
+    part.attrs = records.attrs | attributes
     return part
 
 

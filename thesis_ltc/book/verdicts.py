@@ -50,7 +50,8 @@ def fixed_sentence(plan: dict[str, Any] | None, part: pd.DataFrame) -> str:
         texts["setting"] = str(part.setting.iloc[0])
     words = [f"{plain(name)} {plain(text)}{applies_to(name, text)}" for name, text in texts.items()]
     devices = sorted({device_text(group) for _, group in part.groupby("id")})
-    sentences = [f"Fixed: {', '.join(words)}. " if words else "", trunk_sentence(part.attrs.get("trunks", []))]
+    sentences = [f"Fixed: {', '.join(words)}. " if words else ""]
+    sentences.append(trunk_sentence(part.attrs.get("trunks", [])))
     sentences.append(f"Computed on {'; '.join(devices)}.")
     return "".join(sentences) + difference_sentences(part)
 
@@ -97,11 +98,13 @@ def applies_to(name: str, text: str) -> str:
     return " (of circuits)" if name in OF_A_CIRCUIT else ""
 
 
-ONE_TRUNK = ("Frozen backbone: that of a network that was trained once with the head `{head}`, for {last_epoch} "
-             "epochs at a learning rate of {learning_rate:g} (test accuracy {best_test_accuracy:.3f}{auc}). "
-             "It may favour heads of that kind. No other was tried. ")
-TRUNKS = ("Frozen backbones: those of networks that were trained {which}, with training images of the same split "
-          "where the image set is the same. Heads are compared within one backbone. ")
+ONE_TRUNK = (
+    "Frozen backbone: that of a network that was trained once with the head `{head}`, for {last_epoch} epochs "
+    "at a learning rate of {learning_rate:g} (test accuracy {best_test_accuracy:.3f}{auc}). "
+    "It may favour heads of that kind. No other was tried. ")
+TRUNKS = (
+    "Frozen backbones: those of networks that were trained {which}, with training images of the same split "
+    "where the image set is the same. Heads are compared within one backbone. ")
 
 
 def trunk_sentence(trunks: list[dict[str, Any]]) -> str:

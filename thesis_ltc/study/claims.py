@@ -46,7 +46,7 @@ class Comparison:
     metric: str = ""              # by default the study's
     margin: float | None = None   # by default the study's
     where: Mapping[str, Any] = field(default_factory=dict)   # factors that both sides have
-    between: Mapping[str, Any] = field(default_factory=dict) # a factor and two values: their difference
+    between: Mapping[str, Any] = field(default_factory=dict)   # a factor, two values: their difference
 
 
 @dataclass(frozen=True)
