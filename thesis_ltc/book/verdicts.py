@@ -99,8 +99,8 @@ def applies_to(name: str, text: str) -> str:
 
 
 ONE_TRUNK = (
-    "Frozen backbone: that of a network that was trained once with the head `{head}`, for {last_epoch} epochs "
-    "at a learning rate of {learning_rate:g} (test accuracy {best_test_accuracy:.3f}{auc}). "
+    "Frozen backbone: that of a network that was trained once with the head `{head}`, for {last_epoch} "
+    "epochs at a learning rate of {learning_rate:g} (test accuracy {best_test_accuracy:.3f}{auc}). "
     "It may favour heads of that kind. No other was tried. ")
 TRUNKS = (
     "Frozen backbones: those of networks that were trained {which}, with training images of the same split "

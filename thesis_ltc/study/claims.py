@@ -112,8 +112,8 @@ def check_comparison(comparison: Comparison, rule: str, name: str) -> None:
         raise ClaimError(f"a comparison of {name} has the pair {comparison.pair}: {error}") from None
     known = [*(one.name for one in fields(Experiment)), *(OF_TRUNK + name for name in TRUNK_FIELDS)]
     if comparison.between and not is_contrast(dict(comparison.between)):
-        raise ClaimError(f"a comparison of {name} has between {comparison.between}; expected a factor and two "
-                         "values")
+        raise ClaimError(f"a comparison of {name} has between {comparison.between}; "
+                         "expected a factor and two values")
     for other in (factor, *comparison.where, *comparison.between):
         if other not in known:
             hint = did_you_mean(other, known) or "expected a field of an experiment"
