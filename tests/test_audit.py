@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from thesis_ltc.data import audit, blind, duplicates
+from thesis_ltc.core.files import read_yaml
+from thesis_ltc.data import audit, blind, duplicates, shortcuts
 from thesis_ltc.data.imageset import ImageSet
 from thesis_ltc.data.sources import COVID_CT_PAIRS, load
 
@@ -217,3 +218,38 @@ def test_no_two_patients_of_mosmed_have_the_same_picture():
     thumbnails = duplicates.downscale(data.images, duplicates.HASH_SIDE)
     assert len(duplicates.candidate_pairs(thumbnails, data.patients, False)) == 24_169
     assert duplicates.duplicate_pairs(data) == []
+
+
+@pytest.mark.skipif(not (DATA / "zenodo20-crops").is_dir(), reason="THESIS_LTC_DATA has no zenodo20-crops")
+@pytest.mark.timeout(600)
+def test_the_reports_own_images_are_read_by_their_table_and_shortcuts_reach_the_known_scores():
+    data = load("zenodo20-crops")
+    assert data.classes == ("no lesion", "lesion") and np.bincount(data.labels).tolist() == [353, 1247]
+    assert set(data.sources) == {"coronacases", "radiopaedia"} and not data.publishable
+    assert len(set(data.patients)) == 18 and data.patients_known
+    both = [patient for patient in set(data.patients) if len(set(data.labels[data.patients == patient])) == 2]
+    assert sorted(patient.partition("_")[0] for patient in both) == ["coronacases"] * 5 + ["radiopaedia"] * 4
+    sure = shortcuts.manifest_column(DATA / "zenodo20-crops", data, "label_sure") == "1"
+    assert np.bincount(data.labels[sure]).tolist() == [309, 1204]
+    rows = data.rows("test")
+    found = {name: shortcuts.describe_scores(scores, data, rows)
+             for name, scores in shortcuts.shortcut_scores(data, DATA / "zenodo20-crops").items()}
+    assert round(found[shortcuts.MAJORITY].accuracy, 3) == 0.834
+    crop, thumbnail = found["size and mode of the file"], found["thumbnail of 32 x 32 pixels"]
+    assert abs(crop.accuracy - 0.875) < 0.005 and abs(crop.auc - 0.766) < 0.005
+    assert abs(thumbnail.auc - 0.885) < 0.005 and len(thumbnail.by_patient) == 3
+
+
+@pytest.mark.skipif(not (DATA / "zenodo20-crops").is_dir(), reason="THESIS_LTC_DATA has no zenodo20-crops")
+@pytest.mark.timeout(600)
+def test_both_kinds_of_split_train_on_as_many_of_the_reports_own_images():
+    study = read_yaml(ROOT / "studies" / "report-images.yaml")
+    fixed, vary = study["fixed"], study["vary"]
+    draws = [{"split": split, "repeat": repeat, "fold": fold}
+             for split in vary["split"] for repeat in vary["repeat"] for fold in vary["fold"]]
+    for draw in draws:
+        data = load("zenodo20-crops", **draw, folds=fixed["folds"], accept_leakage=True)
+        used = data.limited(fixed["limit"])
+        assert len(used.rows("train")) == fixed["limit"], draw
+        assert len(used.rows("test")) == len(data.rows("test")), draw   # every image is tested
+        assert bool(data.shared_patients()) == (draw["split"] == "slice")
