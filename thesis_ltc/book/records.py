@@ -38,7 +38,8 @@ SCORE_COLUMNS = {   # column: epoch, split, score
     for when in ("best", "last") for split in ("val", "test") for score in SCORES}
 COLUMNS = [
     "id", "seed", *FACTORS, *OF_THE_TRUNK, *SCORE_COLUMNS,
-    "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses", "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes", "device_kind",
+    "best_epoch", "last_epoch", "stopped", "live", "dense", "synapses",
+    "head_live", "macs", "images_per_second", "seconds", "peak_memory_bytes", "device_kind",
     "device_name", "torch_version", "commit", "replay", "explanation", "data_hash", "leaks", "classes",
     "train_images", "test_images", "one_class", "finished", "place", "shelf", "record"]
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANY_IMAGES', 'PRIVATE', 'INCOMPLETE', 'INTERRUPTED', 'shelf_predictions', 'in_a_byte', 'correct_by_run', 'publish',
            'hold_shelf', 'keep_replays', 'record_lines', 'run_places', 'Parts', 'parts_of_run', 'parts_on', 'by_run',
-           'published_parts', 'write_shelf', 'key_of', 'read_history', 'write_table', 'Shelf', 'checksums_of',
-           'find_shelves']
+           'published_parts', 'write_shelf', 'key_of', 'read_history', 'write_table', 'ShelfTables', 'Shelf',
+           'checksums_of', 'find_shelves']
 
 # %% ../../nbs/study/70_shelf.ipynb #imports
 import json
@@ -221,12 +221,50 @@ def write_table(path: Path, parts: list[pd.DataFrame]) -> None:
         table[name] = table[name].astype("category")
     atomic_write(path, table.to_parquet(index=False, compression="zstd"))
 
-# %% ../../nbs/study/70_shelf.ipynb #shelf
+# %% ../../nbs/study/70_shelf.ipynb #shelf-tables
 @dataclass(frozen=True)
-class Shelf:
-    "A published study."
+class ShelfTables:
+    "The tables of a published study."
 
     folder: Path
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        "A table of all runs; None if the study was published without it."
+        path = self.folder / name
+        return pd.read_parquet(path) if path.exists() else None
+
+    @cached_property
+    def histories(self) -> pd.DataFrame:
+        "The curves: id, seed, epoch and a column a score."
+        return pd.read_parquet(self.folder / HISTORIES)
+
+    @cached_property
+    def histories_by_run(self) -> dict[tuple[str, int], pd.DataFrame]:
+        "The curves of each run, by experiment and seed."
+        return by_run(self.histories)
+
+    def history(self, identifier: str, seed: int) -> pd.DataFrame:
+        "The curves of one run."
+        return self.histories_by_run[identifier, seed]
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        "Outputs for the test images; None for studies that were published without."
+        return self.table(PREDICTIONS)
+
+    @cached_property
+    def outputs(self) -> dict[tuple[str, int], pd.DataFrame]:
+        "Outputs for the test images of each run, by experiment and seed."
+        return by_run(self.predictions)
+
+    @cached_property
+    def stress(self) -> pd.DataFrame | None:
+        "Scores on disturbed images and on other sets; None for studies without."
+        return self.table(STRESS)
+
+# %% ../../nbs/study/70_shelf.ipynb #shelf
+class Shelf(ShelfTables):
+    "A published study."
 
     @cached_property
     def plan(self) -> dict[str, Any]:
@@ -240,38 +278,6 @@ class Shelf:
                 yield parse_record(line)
             except RecordError as error:
                 yield RecordError(f"line {number}: {error}")
-
-    @cached_property
-    def histories(self) -> pd.DataFrame:
-        "The curves: id, seed, epoch and a column a score."
-        return pd.read_parquet(self.folder / HISTORIES)
-
-    @cached_property
-    def histories_by_run(self) -> dict[tuple[str, int], pd.DataFrame]:
-        "The curves of each run, by experiment and seed."
-        parts = self.histories.groupby(["id", "seed"], observed=True, sort=False)
-        return {key: part.drop(columns=["id", "seed"]).reset_index(drop=True) for key, part in parts}
-
-    def history(self, identifier: str, seed: int) -> pd.DataFrame:
-        "The curves of one run."
-        return self.histories_by_run[identifier, seed]
-
-    @cached_property
-    def predictions(self) -> pd.DataFrame | None:
-        "Outputs for the test images; None for studies that were published without."
-        path = self.folder / PREDICTIONS
-        return pd.read_parquet(path) if path.exists() else None
-
-    @cached_property
-    def outputs(self) -> dict[tuple[str, int], pd.DataFrame]:
-        "Outputs for the test images of each run, by experiment and seed."
-        return by_run(self.predictions)
-
-    @cached_property
-    def stress(self) -> pd.DataFrame | None:
-        "Scores on disturbed images and on other sets; None for studies without."
-        path = self.folder / STRESS
-        return pd.read_parquet(path) if path.exists() else None
 
     @cached_property
     def correct(self) -> dict[tuple[str, int], pd.Series]:
