@@ -151,7 +151,7 @@ def test_another_version_of_a_study_is_no_evidence(shelves, tmp_path):
 def test_without_a_published_study_the_page_says_how_to_get_one(shelves, tmp_path):
     root = repository_of(tmp_path / "r", shelves)
     (sentence,) = answer.answer(answer.judge_published(root)[0])
-    assert sentence.startswith("**No answer yet.**") and "`thesis-ltc study controls` runs one" in sentence
+    assert sentence.startswith("**No answer yet.**") and "`thesis-ltc study ct-folds` runs one" in sentence
 
 
 def test_a_run_of_a_reader_is_no_evidence(shelves, tmp_path):

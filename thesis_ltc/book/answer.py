@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'WORDS', 'OPEN', 'DISAGREE', 'WIDER', 'LEADS', 'INCOMPLETE',
-           'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'TRUNK', 'SEEDS', 'ORDER', 'WIDENED', 'ANNOTATED', 'SECTIONS', 'SCOPE',
-           'RUNS', 'REPORT_SIZE', 'REPORT_SETS', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined',
-           'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text', 'by_direction', 'lead', 'dependence',
-           'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by', 'range_text', 'size_sentence',
-           'moves_sentence', 'move_text', 'answer', 'judge_published', 'sides_of', 'side_cell', 'evidence_row',
-           'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated', 'annotated_claim',
-           'margin_text', 'runs_links', 'differences_of', 'reasons_of', 'draw_primary', 'margins_text', 'figure_text',
-           'scope_box', 'scope_sentences', 'missing_scopes', 'named_sentence']
+           'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'WIDER_STUDY', 'TRUNK', 'SEEDS', 'ORDER', 'WIDENED', 'ANNOTATED', 'OURS',
+           'SECTIONS', 'SCOPE', 'RUNS', 'REPORT_SIZE', 'REPORT_SETS', 'difference_text', 'metric_name', 'set_name',
+           'place_text', 'joined', 'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text',
+           'by_direction', 'lead', 'dependence', 'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by',
+           'range_text', 'size_sentence', 'moves_sentence', 'move_text', 'answer', 'primary_of', 'judge_published',
+           'sides_of', 'side_cell', 'evidence_row', 'probability_title', 'false_probability', 'false_cell',
+           'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'runs_links', 'differences_of',
+           'reasons_of', 'draw_primary', 'margins_text', 'figure_text', 'scope_box', 'scope_sentences',
+           'missing_scopes', 'named_sentence']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
@@ -92,7 +93,7 @@ def joined(texts: Sequence[str]) -> str:
 # %% ../../nbs/book/42_answer.ipynb #primary
 SIDES = "a circuit that reads the map channel by channel", "one fully connected layer on the same shrunk map"
 NO_ANSWER = ("**No answer yet.** No complete study compares {first} with {second}; "
-             "`thesis-ltc study controls` runs one.")
+             "`thesis-ltc study ct-folds` runs one.")
 WORDS = {"lower": "lower than {second}: by", "higher": "higher than {second}: by",
          "equal": "the same as {second} within the margin: circuit minus layer is"}
 
@@ -274,12 +275,26 @@ def move_text(judgement: Judgement) -> str:
 def answer(judgements: Sequence[Judgement]) -> list[str]:
     "The answer to the question of the thesis, in at most five sentences, as Markdown."
     found = {one.claim.name: one for one in judgements}
-    (primary,) = [one for one in judgements if one.claim.primary]
+    primary = primary_of(judgements)
     sentences = primary_sentences(primary)
     if primary.verdict != NOT_RUN:
-        sentences += [claim_sentence(found["fc-higher"]), size_sentence()]
+        if found["fc-higher"].verdict != NOT_RUN:
+            sentences.append(claim_sentence(found["fc-higher"]))
+        sentences.append(size_sentence())
         sentences.append(moves_sentence([found[name] for name in MOVE_WORDS]))
+    wider = next(one for one in judgements if one.claim.primary)
+    if wider is not primary:
+        sentences.append(WIDER_STUDY.format(reason=wider.evidence[0].reason))
     return [html.escape(sentence, quote=False) for sentence in sentences if sentence]
+
+
+WIDER_STUDY = "This is the answer of earlier, smaller studies; the wider ones are not complete: {reason}."
+
+
+def primary_of(judgements: Sequence[Judgement]) -> Judgement:
+    "The first primary statement that was tested; the first of all if none was."
+    primary = [one for one in judgements if one.claim.primary]
+    return next((one for one in primary if one.verdict != NOT_RUN), primary[0])
 
 
 def judge_published(root: Path) -> tuple[list[Judgement], Studies]:
@@ -373,6 +388,7 @@ def probability_text(probability: float) -> str:
 # %% ../../nbs/book/42_answer.ipynb #annotated
 ANNOTATED = """<div class="thesis-claim" id="{name}"><p>{number}. {statement}{primary}</p>
 <aside>{badge}{exploratory}{margin}</aside><div class="all">{table}</div></div>"""
+OURS = "Beyond the report"   # heading of statements of this book
 SECTIONS = {   # of the report
     "2.1": ": Feature extractor", "2.2": ": Classification layers", "6": ": Analysis", "7": ": Next moves"}
 
@@ -385,7 +401,8 @@ def annotated(judgements: Sequence[Judgement], studies: Studies) -> HTML:
     for one in sorted(judgements, key=lambda one: (
             not one.claim.is_of_report, one.claim.section not in first, one.claim.section)):
         heading = f"Section {one.claim.section} of the report{SECTIONS.get(one.claim.section, '')}"
-        part = parts.setdefault(heading if one.claim.is_of_report else html.escape(one.claim.section), [])
+        own = html.escape(OURS if one.claim.section == "ours" else one.claim.section)
+        part = parts.setdefault(heading if one.claim.is_of_report else own, [])
         part.append(annotated_claim(one, studies, order[one.claim.name]))
     return HTML("".join(f"<h3>{heading}</h3>{''.join(texts)}" for heading, texts in parts.items()))
 

@@ -197,7 +197,7 @@ def varied_factors(records: pd.DataFrame) -> list[str]:
         planned = [name for name in records.attrs["factors"] if name not in LABELS]
         return [*LABELS, *(name for name in planned if records[name].map(factor_text).nunique() > 1)]
     for name in (*FACTORS, "trunk.data", "trunk.head"):
-        if name in LABELS or follows_setting(records, name):
+        if name not in records or name in LABELS or follows_setting(records, name):
             continue
         pairs = set(zip(records["head"], records[name], strict=True))
         if len({factor_text(value) for head, value in pairs if has_effect(name, head)}) > 1:

@@ -368,7 +368,7 @@ def check_plan(
         for field in ("head", "threads", "device"):
             if field in cell and cell[field] not in (0, "auto"):
                 faults.expect(f"{place}, {field}", cell[field], values[field], "its records have")
-        faults.expect("data", plan.get("data", values["data"]), values["data"], f"{record.id} has")
+        faults.expect("data", plan.get("data") or values["data"], values["data"], f"{record.id} has")
         varied = cell["varied"]
         for field, value in varied.items():
             if value not in plan.get("vary", {}).get(field, [value]):
