@@ -31,7 +31,7 @@ def test_the_parameters_cell_is_the_experiment():
     found = papermill.inspect_notebook(str(ROOT / TEMPLATE))
     assert list(found) == list(PARAMETERS)
     defaults = {name: eval(about["default"]) for name, about in found.items()}  # noqa: S307, our own file
-    assert defaults == vars(Experiment()) | {"seeds": 1, "runs": None}
+    assert defaults == vars(Experiment()) | {"seeds": 1, "runs": None, "design": None}
 
 
 def test_a_notebook_shows_what_it_ran(tmp_path):

@@ -215,8 +215,8 @@ def seeds_text(records: list[dict[str, Any]]) -> str:
 def run_notebook(
     values: dict[str, Any],  # checked by the notebook's guard before anything runs
     page: Path,              # the executed notebook, which is saved after each cell
-    source: str,             # run.ipynb for an experiment, unit.ipynb for a unit
-    on_gpu: bool,
+    source: str = "run.ipynb",   # or unit.ipynb, for a unit
+    on_gpu: bool = False,
 ) -> None:
     "Execute the experiment notebook; an error in it is printed in a line, and the traceback is on its page."
     import papermill

@@ -170,7 +170,7 @@ def published_parts(plan: dict[str, Any], source: Path, shelf: "Shelf | None") -
     "By <id>/seed<k>, what is published of the runs that are there; raises ValueError if too few are."
     places = run_places(plan)
     is_there = {place: (source / place / "record.json").exists() for place in places}
-    if plan["trunks"]:
+    if plan["trunks"] and "jobs" in plan:
         whole = [job for job in plan["jobs"] if all((source / name).exists() for name in job["files"])]
         whole_places = {str(Path(name).parent) for job in whole for name in job["files"]}
         is_there = {place: place in whole_places for place in places}
