@@ -119,7 +119,8 @@ def test_every_combination_of_verdicts_is_answered(kinds, shelves, tmp_path):
         assert is_said == (kind == "missing" and {*kinds} != {"missing"})
     answers = {"lower": "contradicts", "higher": "contradicts", "equal": "supports", "open": "undecided",
                "one epoch": "undecided", "missing": "not run"}
-    found = {one.comparison.study: one.answer for one in judgements[0].evidence}
+    earlier = next(one for one in judgements if one.claim.name == "earlier")
+    found = {one.comparison.study: one.answer for one in earlier.evidence}
     assert found == {name: answers[kind] for name, kind in zip(STUDIES, kinds, strict=True)}
 
 
@@ -132,9 +133,9 @@ def test_pages_are_rendered_from_any_shelf(kinds, shelves, tmp_path):
     count = 3 - kinds.count("missing")
     if not count:
         return
-    box = answer.scope_box(judgements[0], judgements, studies).data
+    box = answer.scope_box(answer.primary_of(judgements), judgements, studies).data
     assert "203 test images of 136 px" in box and ("2,000 test images" in box) == (kinds[2] != "missing")
-    figure = answer.draw_primary(judgements[0])
+    figure = answer.draw_primary(answer.primary_of(judgements))
     dots = [float(line.get_xdata()[0]) for line in figure.axes[0].lines if line.get_marker() == "o"]
     means = [mean for kind in kinds if KINDS[kind] for mean, _ in KINDS[kind]]
     assert len(figure.axes[0].texts) == count and dots == pytest.approx(means, abs=1e-9)
@@ -165,5 +166,6 @@ def test_a_study_with_a_missing_run_is_no_evidence(shelves, tmp_path):
     lines = root / "results" / "controls" / "records.jsonl.gz"
     change_lines(lines, lambda found: found[:-1])
     judgements, _ = answer.judge_published(root)
-    assert judgements[0].verdict == "not run"
-    assert judgements[0].evidence[0].reason == "1 planned run of controls has no record"
+    earlier = next(one for one in judgements if one.claim.name == "earlier")
+    assert earlier.verdict == "not run"
+    assert earlier.evidence[0].reason == "1 planned run of controls has no record"

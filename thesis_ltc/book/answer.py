@@ -423,7 +423,7 @@ def annotated_claim(judgement: Judgement, studies: Studies, number: int) -> str:
         badge=markup.badge(judgement.verdict), margin=margin_text(judgement, studies),
         exploratory="<br><small>exploratory</small>" if judgement.is_exploratory else "")
 
-
+# %% ../../nbs/book/42_answer.ipynb #margin-text
 def margin_text(judgement: Judgement, studies: Studies) -> str:
     "The differences of a claim's comparisons, what decides, P(false), and links to the runs."
     evidence = judgement.evidence
