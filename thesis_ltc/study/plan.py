@@ -288,7 +288,7 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
     for cell in (*plan["trunks"], *plan["cells"]):
         for seed in cell["seeds"]:
             place = f"{cell['id']}/seed{seed}"
-            status = run_status(folder / place, partial(failure_of, jobs[place]))
+            status = run_status(folder / place, partial(failure_of, jobs.get(place, cell["id"])))
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})
     return pd.DataFrame(rows)
@@ -296,7 +296,8 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
 
 def jobs_by_run(plan: dict[str, Any]) -> dict[str, str]:
     "The name of the job that trains each run of a plan, by <id>/seed<k>."
-    return {str(Path(file).parent): job["name"] for job in plan["jobs"] for file in job["files"]}
+    jobs = plan.get("jobs", ())   # which are not published
+    return {str(Path(file).parent): job["name"] for job in jobs for file in job["files"]}
 
 
 def run_status(folder: Path, find_failure: Callable[[], str]) -> dict[str, Any]:
