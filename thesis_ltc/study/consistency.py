@@ -599,7 +599,7 @@ def results_faults(root: Path) -> list[str]:   # the repository
     return lines + runs_faults(root / "runs")
 
 
-CHECKED = (".json", ".jsonl", ".csv", ".parquet")   # files, by their endings
+CHECKED = (".json", ".gz", ".csv", ".parquet")   # files, by their endings
 
 
 @cache

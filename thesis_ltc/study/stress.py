@@ -364,8 +364,8 @@ def stress(
     """Test finished runs under all conditions, and write `stress.parquet` into each folder.
 
     Columns: condition, level, set, images, accuracy, auc, f1, log_loss, brier, ece.
-    Raises: StressError for runs of other images, or whose clean scores aren't the record's; RecordError and
-    CheckpointError for damaged runs; TrunkError, with `across`, if a trunk is missing.
+    Raises StressError for runs of other images, or whose clean scores aren't the record's, RecordError and
+    CheckpointError for damaged runs, and TrunkError, with `across`, if a trunk is missing.
     """
     records = {Path(folder): parse_record((Path(folder) / "record.json").read_bytes()) for folder in folders}
     if not records:
