@@ -25,7 +25,7 @@ from ..study.consistency import DEFAULTS
 from ..study.experiment import OF_A_CIRCUIT, Experiment, circuit_fields
 from ..study.plan import load_plans, name_of
 from ..study.record import Record, RecordError, parse_record
-from ..study.shelf import Shelf, find_shelves, read_history
+from ..study.shelf import Shelf, find_shelves, read_history, run_places
 from ..training.objective import SETTINGS
 
 # %% ../../nbs/book/10_records.ipynb #columns
@@ -253,7 +253,7 @@ def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
 
 def is_trunk(records: pd.DataFrame, plan: dict[str, Any]) -> pd.Series:
     "Which records are those of networks whose backbones a study's heads read."
-    names = [f"{trunk['id']}/seed{seed}" for trunk in plan.get("trunks", []) for seed in trunk["seeds"]]
+    names = run_places({"trunks": plan.get("trunks", []), "cells": []})
     return (records.id + "/seed" + records.seed.astype(str)).isin(names)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'STEP_TOLERANCE', 'STEPS', 'IMAGES', 'digest', 'array_bytes', 'instructions_of', 'code_digest',
            'capability', 'device_name', 'commit', 'Imprint', 'imprint_digest', 'relative_difference',
-           'imprint_difference', 'weights_of', 'make_imprint']
+           'imprint_difference', 'weights_of', 'make_imprint', 'run_name']
 
 # %% ../../nbs/core/40_provenance.ipynb #imports
 import dis
@@ -199,3 +199,8 @@ def make_imprint(
     weights, norm = weights_of(state)
     losses, gradients = ([float(number) for number in numbers] for numbers in (losses, gradients))
     return Imprint(batch, losses, gradients, weights, norm, logits.float().tolist())
+
+# %% ../../nbs/core/40_provenance.ipynb #run-name
+def run_name(experiment: str, seed: int) -> str:
+    "Name of a run: <id of the experiment>/seed<k>."
+    return f"{experiment}/seed{seed}"

@@ -78,7 +78,7 @@ def find_trunk_run(record: Record, runs: Path) -> str | None:
     "Where the trunk of a record lies, None if it has none; raises NotCheckable if its weights are gone."
     if record.trunk is None:
         return None
-    place = runs / record.trunk.run / f"seed{record.trunk.seed}"
+    place = runs / record.trunk.name
     try:
         trunk = read_trunk(str(place.resolve()))
     except TrunkError as error:

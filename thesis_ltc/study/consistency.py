@@ -338,7 +338,7 @@ def idle_fields(values: Mapping[str, Any]) -> Collection[str]:   # of an experim
 def check_trunk_name(record: Record, name: str | None, faults: Faults) -> None:
     "Find a trunk that its experiment doesn't name, by its run or, in older records, by its weights."
     trunk = record.trunk
-    names = [None] if trunk is None else [f"{trunk.run}/seed{trunk.seed}", trunk.trunk]
+    names = [None] if trunk is None else [trunk.name, trunk.trunk]
     if name not in names:
         faults.add("trunk", f"is {short(names[0])}, but its experiment says {short(name)}")
 
@@ -397,8 +397,7 @@ def check_plan(
             if field != "folder" and field in DEFAULTS and values.get(field) not in allowed:
                 faults.add(f"{place}, {field}", f"is {value!r}, but its records have {values.get(field)!r}")
         if record.trunk is not None:
-            faults.expect(f"{place}, trunk", cell.get("trunk"), f"{record.trunk.run}/seed{record.trunk.seed}",
-                          "its records have")
+            faults.expect(f"{place}, trunk", cell.get("trunk"), record.trunk.name, "its records have")
     if hashes and "data_hashes" in plan:
         faults.expect("data_hashes", set(plan["data_hashes"]) >= hashes, True,
                       "its records' images are among them:")

@@ -23,7 +23,7 @@ from .definition import Study
 from .experiment import OF_IMAGES, Experiment, build_model, resolve, resolved
 from .grid import Cell
 from .runner import duration
-from .runs import load_images, run_seeds
+from .runs import LoadedImages, load_images, run_seeds
 from ..training.stacked import learner_of
 
 # %% ../../nbs/study/90_estimate.ipynb #probe
@@ -105,7 +105,7 @@ class Probes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder   # of the probes' runs
-        self.sets: dict[tuple, ImageSet] = {}
+        self.images = LoadedImages().of        # of an experiment, its whole set
         self.speeds: dict[tuple, Speed] = {}
         self.trunks: set[str] = set()          # names of those that have their rows
 
@@ -113,12 +113,7 @@ class Probes:
         "The run that a probe of an experiment has left."
         return self.folder / resolve(shortened(experiment), self.images(experiment)).id / "seed0"
 
-    def images(self, experiment: Experiment) -> ImageSet:
-        "The whole set of an experiment."
-        key = tuple(getattr(experiment, name) for name in OF_IMAGES)
-        if key not in self.sets:
-            self.sets[key] = load_images(experiment)
-        return self.sets[key]
+
 
     def speed(self, experiment: Experiment) -> Speed:
         "The speed of a resolved experiment on this machine."

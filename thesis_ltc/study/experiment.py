@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'OF_IMAGES', 'OF_A_TRUNK', 'KIND_NAMES', 'POSITIVE_FIELDS', 'OF_A_CIRCUIT', 'OF_EVERY_CIRCUIT',
-           'MODEL_OPTIONS', 'ExperimentError', 'value', 'ImageFields', 'ModelFields', 'Experiment', 'of_kind',
-           'refuse_unknown', 'choices', 'ranges', 'check_ranges', 'head_sentence', 'circuit_fields',
+           'MODEL_OPTIONS', 'ExperimentError', 'value', 'ImageFields', 'ModelFields', 'Experiment', 'images_key',
+           'of_kind', 'refuse_unknown', 'choices', 'ranges', 'check_ranges', 'head_sentence', 'circuit_fields',
            'fields_without_effect', 'resolved', 'recipe_of', 'resolved_recipe', 'recorded_values', 'make_id',
            'ResolvedExperiment', 'resolve', 'build_model', 'build_sentence', 'check_head']
 
@@ -148,6 +148,11 @@ class Experiment(ModelFields):
 
 FIELDS = {field.name: field.metadata["meaning"] for field in fields(Experiment)}
 OF_IMAGES = tuple(field.name for field in fields(ImageFields) if field.name != "limit")
+
+
+def images_key(experiment: Experiment) -> tuple[Any, ...]:
+    "What experiments have in common that load the same images in the same split."
+    return tuple(getattr(experiment, name) for name in OF_IMAGES)
 OF_A_TRUNK = ("width", "image_size", "normalise_image")   # as in the run that trained it
 
 # %% ../../nbs/study/10_experiment.ipynb #of-kind

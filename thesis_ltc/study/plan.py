@@ -23,8 +23,9 @@ from typing import Any
 import pandas as pd
 
 from ..core.files import read_json, user_path, visible_files, write_json
+from ..core.provenance import run_name
 from .definition import Study, StudyError
-from .experiment import OF_IMAGES, Experiment, make_id, recorded_values, resolved
+from .experiment import OF_IMAGES, Experiment, images_key, make_id, recorded_values, resolved
 from .grid import Cell
 from .intervals import sides
 from .runs import load_images
@@ -54,7 +55,7 @@ class Planned:
     @property
     def runs(self) -> list[str]:
         "Names of its runs, <id>/seed<k>."
-        return [f"{self.id}/seed{seed}" for seed in self.seeds]
+        return [run_name(self.id, seed) for seed in self.seeds]
 
 # %% ../../nbs/study/65_plan.ipynb #planner
 class Planner:
@@ -66,14 +67,15 @@ class Planner:
 
     def digest(self, experiment: Experiment) -> str:
         "Hash of an experiment's images and their split."
-        key = tuple(getattr(experiment, name) for name in OF_IMAGES)
+        key = images_key(experiment)
         if key not in self.digests:
             self.digests[key] = load_images(experiment).digest
         return self.digests[key]
 
     def planned(self, values: dict[str, Any], seeds: list[int], **more: Any) -> Planned:
         "An experiment from its values, resolved and named."
-        experiment, digest = resolved(Experiment.of(values)), self.digest(Experiment.of(values))
+        given = Experiment.of(values)
+        experiment, digest = resolved(given), self.digest(given)
         identifier = make_id(recorded_values(experiment, experiment.trunk), digest)
         return Planned(identifier, experiment, seeds, digest, **more)
 
@@ -110,7 +112,7 @@ def jobs_of(study: Study, planned: Sequence[Planned]) -> list[Job]:
         if one.trunk is None:
             jobs[one.id] = Job(one.id, [one], [], is_unit=False)
         else:
-            split = tuple(getattr(one.experiment, name) for name in OF_IMAGES)
+            split = images_key(one.experiment)
             units.setdefault((one.trunk.runs[0], split), []).append(one)
     for number, ((name, _), members) in enumerate(units.items()):
         first = name.replace("/", "-")
@@ -287,7 +289,7 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
     failure_of = cache(lambda job: job_failure(folder / job))   # each page is read once, if at all
     for cell in (*plan["trunks"], *plan["cells"]):
         for seed in cell["seeds"]:
-            place = f"{cell['id']}/seed{seed}"
+            place = run_name(cell["id"], seed)
             status = run_status(folder / place, partial(failure_of, jobs.get(place, cell["id"])))
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})

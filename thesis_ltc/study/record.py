@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..core.files import write_json
-from ..core.provenance import Imprint
+from ..core.provenance import Imprint, run_name
 
 # %% ../../nbs/study/20_record.ipynb #scores
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)   # no conversions, no unknown fields
@@ -94,6 +94,11 @@ class TrunkRecord:
     hash: str = part("of its maps of these images")
     head: str | None = part("with which it was trained", None)
     data: str | None = part("image set on which it was trained", None)
+
+    @property
+    def name(self) -> str:
+        "Name of the run that trained it: <id>/seed<k>."
+        return run_name(self.run, self.seed)
 
 # %% ../../nbs/study/20_record.ipynb #model-record
 @dataclass(frozen=True, config=STRICT)

@@ -31,6 +31,7 @@ from thesis_ltc.core.files import (
     write_json,
     write_lines,
 )
+from ..core.provenance import run_name
 from .checksums import CHECKSUMS, grid_checksums, table_cells, value_cells
 from .crate import HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
 from .plan import name_of, start_command
@@ -123,7 +124,7 @@ def record_lines(shelf: "Shelf") -> dict[str, set[str]]:
 def run_places(plan: dict[str, Any]) -> list[str]:
     "The directories of a plan's runs, <id>/seed<k>, trunks first; on a shelf, those that are published."
     cells, waiting = (*plan["trunks"], *plan["cells"]), set(plan.get("waiting", ()))
-    places = [f"{cell['id']}/seed{seed}" for cell in cells for seed in cell["seeds"]]
+    places = [run_name(cell["id"], seed) for cell in cells for seed in cell["seeds"]]
     return [place for place in places if place not in waiting]
 
 # %% ../../nbs/study/70_shelf.ipynb #parts
@@ -149,7 +150,7 @@ def parts_on(shelf: "Shelf") -> dict[str, Parts]:
     "What is published of each run of a shelf, by <id>/seed<k>."
     predictions, stress = shelf.outputs, by_run(shelf.stress)
     records = [record for record in shelf.records() if not isinstance(record, RecordError)]
-    return {f"{record.id}/seed{record.seed}": Parts(
+    return {run_name(record.id, record.seed): Parts(
         record_line(record), shelf.history(record.id, record.seed), predictions.get((record.id, record.seed)),
         stress.get((record.id, record.seed))) for record in records}
 
