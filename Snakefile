@@ -11,7 +11,7 @@ from pathlib import Path
 with open(plan_file, encoding="utf-8") as file:
     PLAN = json.load(file)
 RUNS = Path(PLAN["runs"]).absolute()
-JOBS = {job["name"]: job for job in PLAN["jobs"]}
+JOBS = {job["name"]: job for job in PLAN["jobs"] if not job["is_published"]}
 ORDER = {name: number for number, name in enumerate(JOBS)}
 
 

@@ -64,7 +64,7 @@ def plan_of(runs: Path, seeds: list[int]) -> dict:
             "data": "digits", "varied": {}, "adjusted": {}}
     place = f"{cell['id']}/seed"
     job = {"name": cell["id"], "experiments": [cell["id"]], "needs": [], "threads": 1, "device": "cpu",
-           "files": [f"{place}{seed}/record.json" for seed in seeds]}
+           "files": [f"{place}{seed}/record.json" for seed in seeds], "is_published": False}
     files.write_json(runs / "small.plan.json", {
         "study": "small", "question": "?", "hypothesis": "?", "margin": 0.01, "primary": ["fc", "fc"],
         "secondary": [], "budget": "", "data": "digits", "fixed": {}, "vary": {}, "trunks": [],

@@ -144,7 +144,8 @@ def job_in(place):
     (runs / "digits_fc").mkdir(parents=True)
     python.write_text(STUB)
     python.chmod(0o755)
-    job = {"name": "digits_fc", "needs": [], "files": [], "threads": 1, "device": "cpu"}
+    job = {"name": "digits_fc", "needs": [], "files": [], "threads": 1, "device": "cpu",
+           "is_published": False}
     plan = {"file": str(place / "plan.json"), "runs": str(runs), "python": str(python), "jobs": [job]}
     Path(plan["file"]).write_text(json.dumps(plan))
     done = subprocess.run(snakemake_command(plan), capture_output=True, text=True, errors="replace")

@@ -351,11 +351,12 @@ INCOMPLETE = "study {name} is not complete; the same command goes on with what i
 
 def run_study(study: Any, runs: Path, profile: Path | None) -> None:
     "Plan a study and run what is missing; ends the command with status 1 if runs still are."
+    from thesis_ltc.core.files import repository
     from thesis_ltc.study import runner
     from thesis_ltc.study.plan import make_plan, name_of, states
 
     with runner.hold_study(study.name, runs):
-        plan = make_plan(study, runs)
+        plan = make_plan(study, runs, published=runner.runs_to_leave_out(study, repository() / "results"))
         print_outlook(plan)
         is_complete = runner.start(plan, profile)
     if not is_complete:
@@ -382,11 +383,11 @@ def print_estimate(study: Any, runs: Path) -> None:
 # %% ../nbs/cli/10_cli.ipynb #dry-run
 def print_dry_run(study: Any, runs: Path, profile: Path | None) -> None:
     "Print what a study would run, and end the command with Snakemake's status; no plan is left behind."
+    from thesis_ltc.core.files import repository
     from thesis_ltc.study import runner
     from thesis_ltc.study.plan import make_plan
-
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(study, runs, Path(folder))
+        plan = make_plan(study, runs, Path(folder), runner.runs_to_leave_out(study, repository() / "results"))
         print_outlook(plan)
         raise typer.Exit(runner.rehearse(plan, profile))
 

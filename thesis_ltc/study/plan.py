@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAME', 'ABOUT', 'MOST_IN_A_JOB', 'JOB', 'NOT_STARTED', 'NOT_PUBLISHED', 'STATUS_FIELDS', 'Planned', 'Planner', 'Job',
-           'jobs_of', 'shares', 'make_plan', 'plan_cell', 'plan_job', 'job_values', 'notebook_values', 'plan_name',
-           'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both', 'states', 'jobs_by_run',
-           'run_status', 'files_missing', 'job_failure', 'start_command']
+           'jobs_of', 'shares', 'make_plan', 'plan_cell', 'plan_job', 'job_values', 'notebook_values', 'mark_published',
+           'runs_of', 'plan_name', 'named_with', 'load_plans', 'plan_file_name', 'name_of', 'find_plan', 'has_both',
+           'states', 'jobs_by_run', 'run_status', 'files_missing', 'job_failure', 'start_command']
 
 # %% ../../nbs/study/65_plan.ipynb #imports
 import hashlib
@@ -14,7 +14,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -133,6 +133,7 @@ def make_plan(
     study: Study,
     runs: Path,                    # where the runs go
     folder: Path | None = None,    # where the plan is written; by default beside the runs
+    published: Collection[str] = (),   # runs that are not trained again, by <id>/seed<k>
 ) -> dict[str, Any]:
     "Load the images, name the experiments, and write the plan; the plan."
     folder, planner = folder or runs, Planner()
@@ -148,7 +149,7 @@ def make_plan(
         "runs": str(runs.resolve()), "python": sys.executable,
         "trunks": [plan_cell(one) for one in planner.trunks.values()],
         "cells": [plan_cell(one) for one in planned],
-        "jobs": [plan_job(job, study) for job in jobs]}
+        "jobs": mark_published([plan_job(job, study) for job in jobs], published)}
     path = folder / f"{plan_name(study)}.plan.json"
     write_json(path, plan)
     return plan | {"folder": str(runs), "file": str(path.resolve())}
@@ -205,6 +206,21 @@ def notebook_values(one: Planned, study: Study, runs: Path) -> dict[str, Any]:
         where["trunk"] = str(find_trunk(given).resolve())
     values = vars(one.experiment) | where | {"seeds": one.seeds, "runs": str(runs.resolve())}
     return values | ({"design": study.design} if study.design else {})
+
+# %% ../../nbs/study/65_plan.ipynb #mark-published
+def mark_published(jobs: list[dict[str, Any]], published: Collection[str]) -> list[dict[str, Any]]:
+    "Say of each job whether it is left out because its runs are published and no other job needs them."
+    needed, marked = set(), []
+    for job in reversed(jobs):   # those that others need stand before them
+        is_published = job["name"] not in needed and set(runs_of(job)) <= set(published)
+        needed |= set() if is_published else set(job["needs"])
+        marked.append(job | {"is_published": is_published})
+    return marked[::-1]
+
+
+def runs_of(job: dict[str, Any]) -> list[str]:
+    "The runs of a job, <id>/seed<k>."
+    return list(dict.fromkeys(Path(file).parent.as_posix() for file in job["files"]))
 
 # %% ../../nbs/study/65_plan.ipynb #plan-name
 def plan_name(study: Study) -> str:
@@ -283,14 +299,17 @@ STATUS_FIELDS = ("state", "epoch", "epochs", "eta_seconds", "message")
 def states(plan: dict[str, Any]) -> pd.DataFrame:
     """A row a run of a study: experiment, seed, state, epoch, epochs, eta_seconds, message.
 
-    States: done, running, waiting, killed, interrupted, failed.
+    States: done, running, waiting, published, killed, interrupted, failed.
     """
     rows, folder, jobs = [], Path(plan["folder"]), jobs_by_run(plan)
     failure_of = cache(lambda job: job_failure(folder / job))   # each page is read once, if at all
+    published = {run for job in plan.get("jobs", ()) if job["is_published"] for run in runs_of(job)}
     for cell in (*plan["trunks"], *plan["cells"]):
         for seed in cell["seeds"]:
             place = run_name(cell["id"], seed)
             status = run_status(folder / place, partial(failure_of, jobs.get(place, cell["id"])))
+            if status["state"] == "waiting" and place in published:
+                status = {"state": "published"}
             rows.append(
                 {"experiment": cell["id"], "seed": seed} | {name: status.get(name) for name in STATUS_FIELDS})
     return pd.DataFrame(rows)
@@ -299,7 +318,7 @@ def states(plan: dict[str, Any]) -> pd.DataFrame:
 def jobs_by_run(plan: dict[str, Any]) -> dict[str, str]:
     "The name of the job that trains each run of a plan, by <id>/seed<k>."
     jobs = plan.get("jobs", ())   # which are not published
-    return {str(Path(file).parent): job["name"] for job in jobs for file in job["files"]}
+    return {run: job["name"] for job in jobs for run in runs_of(job)}
 
 
 def run_status(folder: Path, find_failure: Callable[[], str]) -> dict[str, Any]:
@@ -313,7 +332,7 @@ def run_status(folder: Path, find_failure: Callable[[], str]) -> dict[str, Any]:
 
 def files_missing(plan: dict[str, Any]) -> list[str]:
     "Files that the jobs of a plan have not left yet: records, and scores under stress."
-    files = [file for job in plan["jobs"] for file in job["files"]]
+    files = [file for job in plan["jobs"] if not job["is_published"] for file in job["files"]]
     return [file for file in files if not (Path(plan["folder"]) / file).exists()]
 
 
