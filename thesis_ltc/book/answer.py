@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'WORDS', 'OPEN', 'DISAGREE', 'WIDER', 'LEADS', 'INCOMPLETE',
-           'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'WIDER_STUDY', 'TRUNK', 'SEEDS', 'ORDER', 'WIDENED', 'ANNOTATED', 'OURS',
-           'SECTIONS', 'SCOPE', 'RUNS', 'REPORT_SIZE', 'REPORT_SETS', 'difference_text', 'metric_name', 'set_name',
-           'place_text', 'joined', 'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text',
-           'by_direction', 'lead', 'dependence', 'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by',
-           'range_text', 'size_sentence', 'moves_sentence', 'move_text', 'answer', 'primary_of', 'judge_published',
-           'sides_of', 'side_cell', 'evidence_row', 'probability_title', 'false_probability', 'false_cell',
-           'probability_text', 'annotated', 'annotated_claim', 'margin_text', 'runs_links', 'differences_of',
-           'reasons_of', 'draw_primary', 'margins_text', 'figure_text', 'scope_box', 'scope_sentences',
-           'missing_scopes', 'named_sentence']
+           'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'WIDER_STUDY', 'TRUNK', 'TRUNKS', 'SEEDS', 'NOT_COVERED', 'COVERED',
+           'WIDENING', 'ORDER', 'WIDENED', 'ANNOTATED', 'OURS', 'SECTIONS', 'SCOPE', 'RUNS', 'REPORT_SIZE',
+           'REPORT_SETS', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined', 'primary_sentences',
+           'rest_sentence', 'reason_of_doubt', 'signed_text', 'by_direction', 'lead', 'dependence', 'claim_sentence',
+           'ranges_of', 'place_and_pairs', 'differences_by', 'range_text', 'size_sentence', 'moves_sentence',
+           'move_text', 'answer', 'primary_of', 'judge_published', 'sides_of', 'side_cell', 'evidence_row',
+           'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated', 'annotated_claim',
+           'margin_text', 'runs_links', 'differences_of', 'reasons_of', 'draw_primary', 'margins_text', 'figure_text',
+           'scope_box', 'scope_sentences', 'records_of', 'coverage_sentence', 'missing_scopes', 'named_sentence']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
@@ -52,9 +52,8 @@ from ..study.plan import name_of
 
 # %% ../../nbs/book/42_answer.ipynb #numbers
 SETS = {   # as a reader knows them
-    "covid-ct": "COVID-CT", "mosmed-ct0-ct2": "MosMed (CT-0 against CT-2)", "fashion-mnist": "Fashion-MNIST"}
-DIFFERENCE = ("{difference} {metric} on {data} ({trained}; 95 % interval {low} to {high}, "
-              "{n} pairs of runs{chosen})")
+    "covid-ct": "COVID-CT", "mosmed-ct0-ct2": "MosMed CT-0/CT-2", "fashion-mnist": "Fashion-MNIST"}
+DIFFERENCE = "{difference} {metric} on {place}; {intervals}, {sample}{chosen})"
 CHOSEN = "unplanned comparison"   # a comparison that its study had not named before
 
 
@@ -63,10 +62,14 @@ def difference_text(evidence: Evidence, is_signed: bool = False) -> str:
     found = evidence.best
     sign = -1 if found.difference < 0 and not is_signed else 1
     number = markup.signed if is_signed else "{:.3f}".format
-    low, high = sorted(sign * end for end in found.interval)
+    shown = {"95 %": found.interval}
+    if found.verdict == EQUAL:   # decided by the narrower one
+        shown = {"90 %": found.equality_interval, "95 %": found.interval}
+    ends = {level: sorted(sign * end for end in interval) for level, interval in shown.items()}
+    texts = [f"{level} interval {number(low)} to {number(high)}" for level, (low, high) in ends.items()]
     return DIFFERENCE.format(
-        difference=number(sign * found.difference), low=number(low), high=number(high), n=found.n,
-        metric=metric_name(evidence), data=set_name(evidence), trained=evidence.trained,
+        difference=number(sign * found.difference), intervals=", ".join(texts), sample=found.sample,
+        metric=metric_name(evidence), place=place_text(evidence).removesuffix(")"),
         chosen="" if evidence.is_named else f"; {CHOSEN}")
 
 
@@ -81,8 +84,10 @@ def set_name(evidence: Evidence) -> str:
 
 
 def place_text(evidence: Evidence) -> str:
-    "Where a comparison was made."
-    return f"{set_name(evidence)} ({evidence.trained})"
+    "Where a comparison was made: the image set, what was trained, and the set of the trunk if it is another."
+    trunk = evidence.comparison.where.get("trunk.data", evidence.data)
+    foreign = "" if trunk == evidence.data else f" of {SETS.get(trunk, trunk)}"
+    return f"{set_name(evidence)} ({evidence.trained}{foreign})"
 
 
 def joined(texts: Sequence[str]) -> str:
@@ -116,7 +121,7 @@ def primary_sentences(judgement: Judgement) -> list[str]:
 
 # %% ../../nbs/book/42_answer.ipynb #rest
 OPEN = ("on {place} nothing is decided: circuit minus layer is {best} {metric} at the epoch with the lowest "
-        "validation loss and {last} at the last epoch (95 % intervals, n = {n}){why}")
+        "validation loss and {last} at the last epoch (95 % intervals, {sample}){why}")
 DISAGREE = ", and a difference counts only if both epochs agree"
 WIDER = ", which is too little where one of several comparisons decides"
 
@@ -124,7 +129,7 @@ WIDER = ", which is too little where one of several comparisons decides"
 def rest_sentence(undecided: Sequence[Evidence], missing: Sequence[str]) -> str:
     "Where nothing is decided, with both epochs, and what was not run; empty if there is nothing of it."
     texts = [OPEN.format(place=place_text(one), best=signed_text(one.best), last=signed_text(one.last),
-                         metric=metric_name(one), n=one.best.n, why=reason_of_doubt(one))
+                         metric=metric_name(one), sample=one.best.sample, why=reason_of_doubt(one))
              for one in undecided]
     sentence = "; ".join([*texts, *dict.fromkeys(missing)])
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
@@ -210,7 +215,7 @@ def ranges_of(evidence: Sequence[Evidence], number: Callable[[float], str] = mar
 
 def place_and_pairs(evidence: Evidence) -> str:
     "Where a comparison was made, and with how many pairs of runs."
-    return f"{set_name(evidence)} ({evidence.trained}, n = {evidence.best.n})"
+    return f"{place_text(evidence).removesuffix(')')}, n = {evidence.best.n})"
 
 
 def differences_by(
@@ -304,10 +309,13 @@ def judge_published(root: Path) -> tuple[list[Judgement], Studies]:
     return judge_all(read_claims(root / "studies" / "claims.yaml"), studies), studies
 
 
-TRUNK = "The frozen backbone was trained with the head {head}, which may favour such heads."
-SEEDS = ("Intervals cover seeds: initial weights, order and augmentation. They do not cover other test "
-         "images, patients or splits. Where one of several comparisons decides a statement, its verdict uses "
-         "a wider interval than the one shown.")
+TRUNK = "The frozen backbone was trained with the head {heads}, which may favour such heads."
+TRUNKS = "Frozen backbones were trained with the heads {heads}."
+SEEDS = "Intervals cover seeds: initial weights, order and augmentation."
+NOT_COVERED = " They do not cover other test images, patients or splits."
+COVERED = "On {places} intervals cover other patients, other trunks and seeds."
+WIDENING = ("Where one of several comparisons decides a statement, its verdict uses a wider interval than "
+            "the one shown.")
 ORDER = ("The statements are tested in a fixed order. What comes after the first undecided one is "
          "exploratory: it suggests something, and proves nothing.")
 
@@ -328,11 +336,9 @@ def side_cell(side: str, evidence: Evidence, studies: Studies) -> Cell:
     "A side of a comparison as a link to its runs, if they were published."
     if evidence.best is None or evidence.comparison.study not in studies:
         return markup.as_cell(side)
-    records = studies[evidence.comparison.study][1]
-    chosen = dict(evidence.comparison.where)
-    chosen |= {"head": side} if "head" not in chosen else {}
-    for name, value in chosen.items():
-        records = records[records[name] == value]
+    records = records_of(evidence, studies)
+    if "head" not in evidence.comparison.where:
+        records = records[records["head"] == side]
     address = records_link(records.iloc[0]) if len(records) else None
     return Cell(page_link(address, side), "", {"": side})
 
@@ -514,24 +520,41 @@ def scope_sentences(
 ) -> list[str]:
     "Of what size the runs of the primary comparison were, and what of the report was not tested."
     lines = []
-    for one in primary.evidence:
-        if one.best is None:
-            continue
-        first = studies[one.comparison.study][1].iloc[0]
+    run = [one for one in primary.evidence if one.best is not None]
+    for one in run:
+        first = records_of(one, studies).iloc[0]
         width = "full width" if first.width == 1 else f"{first.width:g} of the report's channels"
-
         lines.append(RUNS.format(
             place=place_text(one), train=first.train_images, test=first.test_images, side=first.image_size,
             width=width, epochs=first.last_epoch))
     lines += missing_scopes([part for _, part in studies.values()])
-    trunks = {trunk["head"]: None for one in primary.evidence if one.best is not None
-              for trunk in studies[one.comparison.study][1].attrs.get("trunks", [])}
-    lines += [TRUNK.format(head=head) for head in trunks]
+    trunks = list({trunk["head"]: None for one in run
+                   for trunk in studies[one.comparison.study][1].attrs.get("trunks", [])})
+    if trunks:
+        text = TRUNK if len(trunks) == 1 else TRUNKS
+        lines.append(text.format(heads=joined(trunks)))
     waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements
                if one.verdict == NOT_RUN and one.claim.is_of_report]
     if waiting:
         lines.append(f"Statements of the report that were not tested: {joined(waiting)}.")
-    return [*lines, SEEDS, named_sentence(primary), ORDER]
+    return [*lines, coverage_sentence(primary), named_sentence(primary), ORDER]
+
+
+def records_of(evidence: Evidence, studies: Studies) -> pd.DataFrame:
+    "The records that a comparison takes: those that have what both of its sides have in common."
+    records = studies[evidence.comparison.study][1]
+    for name, value in evidence.comparison.where.items():
+        records = records[records[name] == value]
+    return records
+
+
+def coverage_sentence(primary: Judgement) -> str:
+    "Of what other samples the intervals of a judgement speak."
+    run = [one for one in primary.evidence if one.best is not None]
+    wide = [place_text(one) for one in run if one.best.patients]
+    seeds = [] if len(wide) == len(run) else [SEEDS + NOT_COVERED * (not wide)]
+    return " ".join([*([COVERED.format(places=joined(wide))] if wide else []),
+                     *(f"Elsewhere {one[0].lower()}{one[1:]}" if wide else one for one in seeds), WIDENING])
 
 
 REPORT_SIZE, REPORT_SETS = 224, ("covid-3100",)   # of its images, and the recipe that builds them

@@ -29,7 +29,7 @@ from .tables import NAMES, contrasts
 from ..core.streams import generator
 from ..data.augment import Augmentation, preprocess
 from ..data.imageset import ImageSet
-from ..study.intervals import EQUAL, FEWEST_FOR_INTERVAL, Contrast, Mean, mean_of, overlap
+from ..study.intervals import EQUAL, FEWEST_FOR_INTERVAL, Contrast, Mean, mean_score
 
 # %% ../../nbs/book/40_figures.ipynb #notpublishable
 class NotPublishable(ValueError):
@@ -232,14 +232,14 @@ def draw_scores(
     bold: Sequence[str] = (),      # labels that are compared
 ) -> Figure:
     "Draw the mean score of each experiment with its 95 % interval, at both epochs; the highest comes first."
-    labels, shared = experiment_labels(records), overlap(records)
+    labels = experiment_labels(records)
     groups = {label: group for label, group in records.groupby(labels, sort=False)}
     columns = {"best": f"best_test_{metric}", "last": f"last_test_{metric}"}
     order = sorted(groups, key=lambda label: -groups[label][columns["best"]].mean())
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.19 * len(order)))
     for row, label in enumerate(order):
         for when, shift in (("best", -0.14), ("last", 0.14)):
-            draw_mean(axis, row + shift, mean_of(groups[label][columns[when]], shared), when == "best")
+            draw_mean(axis, row + shift, mean_score(groups[label], columns[when]), when == "best")
     lowest, highest = axis.get_xlim()
     if chance is not None and chance > lowest - 2 * (highest - lowest):   # else it would squeeze the scores
         axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
@@ -263,11 +263,14 @@ def draw_mean(axis: Axes, place: float, found: Mean | None, filled: bool) -> Non
 def draw_dot(
     axis: Axes, place: float, value: float, ends: Sequence[float], colour: str, filled: bool,
     size: float = 4,   # of the dot, in points
+    inner: Sequence[float] | None = None,   # a narrower range, drawn as a thicker line
 ) -> None:
     "Draw a value and its range in a row, the dot filled or open."
     face = colour if filled else "white"
     axis.plot(value, place, "o", color=colour, markerfacecolor=face, markersize=size, zorder=3)
     axis.plot(ends, [place, place], "-", color=colour, linewidth=0.35 * size)
+    if inner:
+        axis.plot(inner, [place, place], "-", color=colour, linewidth=0.8 * size)
 
 # %% ../../nbs/book/40_figures.ipynb #scores-caption
 SCORES_CAPTION = (
@@ -290,8 +293,8 @@ def scores_caption(figure: Figure, records: pd.DataFrame, metric: str) -> str:
 
 # %% ../../nbs/book/40_figures.ipynb #draw-against
 VERDICT_COLOURS = {"better": GREEN, EQUAL: "black", "undecided": GREY, "worse": ORANGE}
-AGAINST = ("Lines are 95 % intervals. Inside the grey margin: equal. Otherwise, excluding zero: higher or "
-           "lower. Otherwise: undecided.")
+AGAINST = ("Thick lines are 90 % intervals, thin lines 95 %. Equal: the thick line lies inside the grey "
+           "margin. Otherwise higher or lower: the thin line excludes zero. Otherwise: undecided.")
 EPOCH_TITLES = {"best": "at the best epoch by validation", "last": "at the last epoch"}
 
 
@@ -326,7 +329,8 @@ def draw_contrasts(axis: Axes, found: list[Any], margin: float) -> None:
 def draw_interval(axis: Axes, place: float, contrast: Any, filled: bool = True) -> None:
     "Draw a difference and its interval in the colour of the verdict."
     ends = contrast.interval or [contrast.difference] * 2
-    draw_dot(axis, place, contrast.difference, ends, VERDICT_COLOURS[contrast.verdict], filled)
+    draw_dot(axis, place, contrast.difference, ends, VERDICT_COLOURS[contrast.verdict], filled,
+             inner=contrast.equality_interval)
 
 
 def draw_verdicts(figure: Figure, verdicts: set[str]) -> None:

@@ -75,11 +75,16 @@ def _(value: Contrast) -> Cell:
     if value.difference is None:
         return Cell("")
     low, high = value.interval or (None, None)
+    inner = value.equality_interval or (None, None)
     word = VERDICT_WORDS[value.verdict] if value.n >= FEWEST else "too few pairs"
     text = f"{signed(value.difference)} {word}"
     if value.interval:
         text += f"<br><small>{signed(low)} to {signed(high)}</small>"
-    columns = {"": value.difference, " low": low, " high": high, " verdict": value.verdict, " pairs": value.n}
+    if value.verdict == EQUAL:
+        text += f"<br><small>90 %: {signed(inner[0])} to {signed(inner[1])}</small>"
+    columns = {"": value.difference, " low": low, " high": high, " low 90 %": inner[0],
+               " high 90 %": inner[1], " verdict": value.verdict, " pairs": value.n,
+               " trunks": value.trunks, " patients": value.patients}
     return Cell(text, value.difference, columns)
 
 

@@ -28,7 +28,8 @@ from thesis_ltc.book.records import (
     head_order,
     varied_factors,
 )
-from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, contrast, mean_of, overlap
+from ..study.contrasts import compare
+from ..study.intervals import FEWEST_FOR_INTERVAL, Contrast, mean_score, overlap
 
 # %% ../../nbs/book/20_tables.ipynb #marks
 LEGEND = {
@@ -137,14 +138,14 @@ def leaderboard(
 
 def experiment_row(group: pd.DataFrame, factors: list[str], signs: pd.Series) -> dict[str, Any]:
     "A row of the leaderboard."
-    first, shared = group.iloc[0], overlap(group)
+    first = group.iloc[0]
     row: dict[str, Any] = {
         name: factor_text(first[name]) if has_effect(name, first["head"]) else "" for name in factors}
     row["head"] = head_cell(first, "".join(sorted(set("".join(signs[group.index])))))
     for score, title in SHOWN.items():
-        row[title] = mean_of(group[f"best_test_{score}"], shared)
+        row[title] = mean_score(group, f"best_test_{score}")
     for score in ("accuracy", "auc"):
-        row[LAST_EPOCH + SHOWN[score]] = mean_of(group[f"last_test_{score}"], shared)
+        row[LAST_EPOCH + SHOWN[score]] = mean_score(group, f"last_test_{score}")
     return row | {
         "n": len(group), "parameters": int(first.live), "synapses": int(first.synapses),
         "images/s": round(group.images_per_second.median()), "device": device_text(group)}
@@ -236,11 +237,11 @@ NAMES = {"accuracy": "accuracy", "f1": "F1", "dice": "Dice", "jaccard": "Jaccard
 
 def scores_table(records: pd.DataFrame) -> HTML:
     "Return the test scores of an experiment's seeds at the best and the last epoch."
-    columns, shared = {}, overlap(records)
+    columns = {}
     for when in ("best", "last"):
         epochs = sorted(records[f"{when}_epoch"])
         until = f" to {epochs[-1]}" if epochs[-1] > epochs[0] else ""
-        means = {title: mean_of(records[f"{when}_test_{name}"], shared) for name, title in NAMES.items()
+        means = {title: mean_score(records, f"{when}_test_{name}") for name, title in NAMES.items()
                  if name != "dice"}
         texts = {title: mean.text() if mean else "undefined" for title, mean in means.items()}
         columns[f"{when} epoch ({epochs[0]}{until})"] = texts
@@ -289,7 +290,7 @@ def contrasts(
 ) -> dict[str, Contrast]:
     "Every other head against the reference, in the order of the table of heads."
     others = [head for head in head_order(records["head"]) if head != reference]
-    return {head: contrast(records, [head, reference], margin, when) for head in others}
+    return {head: compare(records, [head, reference], margin, when) for head in others}
 
 
 def compare_heads(
@@ -307,7 +308,7 @@ def compare_heads(
         group = records[records["head"] == head]
         row: dict[str, Any] = {"head": head_cell(group.iloc[0]), "n": len(group)}
         for when, found in others.items():
-            row[f"{NAMES[metric]}, {when}"] = mean_of(group[f"{when}_test_{metric}"], overlap(group))
+            row[f"{NAMES[metric]}, {when}"] = mean_score(group, f"{when}_test_{metric}")
             row[f"minus {reference}, {when}"] = found.get(head)
         rows.append(row | {"parameters of the head": int(group.head_live.iloc[0])})
     return pd.DataFrame(rows)

@@ -22,8 +22,9 @@ from thesis_ltc.book.records import (
     factor_text,
 )
 from .tables import NAMES, device_text, marks
+from ..study.contrasts import compare
 from ..study.experiment import OF_A_CIRCUIT, Experiment
-from ..study.intervals import FEWEST, Contrast, contrast, sides
+from ..study.intervals import FEWEST, Contrast, sides
 from ..study.plan import has_both
 from ..training.objective import SETTINGS
 
@@ -149,7 +150,7 @@ class Verdict(NamedTuple):
 
 def verdict_on(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> Verdict:
     "Return the verdict on a contrast of comparable runs."
-    return Verdict(*(contrast(group, pair, margin, when) for when in ("best", "last")))
+    return Verdict(*(compare(group, pair, margin, when) for when in ("best", "last")))
 
 # %% ../../nbs/book/30_verdicts.ipynb #contrast-sentence
 SENTENCES = {
@@ -158,7 +159,7 @@ SENTENCES = {
     ONE: "`{first}` against `{second}` is undecided ({best} at the best epoch, {last} at the last)",
     NEVER: "`{first}` against `{second}` is undecided at both epochs",
     FEW: "`{first}` against `{second}` has too few pairs for a verdict"}
-NUMBERS = ": {best} {metric} at the best epoch{interval}, {last} at the last (n = {n} pairs)"
+NUMBERS = ": {best} {metric} at the best epoch{interval}, {last} at the last ({sample})"
 
 
 def contrast_sentence(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) -> str:
@@ -174,7 +175,7 @@ def contrast_sentence(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) ->
     if best.n >= FEWEST:
         interval = " (95 % interval {} to {})".format(*map(signed, best.interval))
     return begins + NUMBERS.format(
-        best=signed(best.difference), last=signed(last.difference), interval=interval, n=best.n,
+        best=signed(best.difference), last=signed(last.difference), interval=interval, sample=best.sample,
         metric=NAMES[margin["metric"]])
 
 # %% ../../nbs/book/30_verdicts.ipynb #beyond

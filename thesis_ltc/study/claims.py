@@ -22,10 +22,11 @@ from scipy.stats import binomtest
 from ..core.files import read_yaml
 from ..core.hints import did_you_mean
 from ..heads.models import classifier, find_head, parameter_counts
+from .contrasts import compare, compare_between
 from .definition import METRICS, TRUNK_FIELDS, is_contrast
 from .experiment import Experiment
 from .grid import OF_TRUNK
-from .intervals import EQUAL, FEWEST, Contrast, contrast, sides
+from .intervals import EQUAL, FEWEST, Contrast, sides
 from .ranking import Ranking, ranking_of
 
 # %% ../../nbs/study/68_claims.ipynb #claim
@@ -137,7 +138,7 @@ def judge_contrasts(rule: str, value: Any, best: Contrast, last: Contrast) -> st
     if min(best.n, last.n) < FEWEST:
         return UNDECIDED
     if rule == "within":
-        return judge_within(value, [best.interval, last.interval])
+        return judge_within(value, best, last)
     verdicts = {best.verdict, last.verdict}
     if rule == "equal":
         supporting, contradicting = [{EQUAL}], [{"better"}, {"worse"}]
@@ -148,12 +149,12 @@ def judge_contrasts(rule: str, value: Any, best: Contrast, last: Contrast) -> st
     return CONTRADICTS if verdicts in contradicting else UNDECIDED
 
 
-def judge_within(value: float, intervals: Sequence[tuple[float, float]]) -> str:
-    "Whether all intervals lie within a distance of zero, or all beyond it on one side."
-    if all(-value < low and high < value for low, high in intervals):
+def judge_within(value: float, *contrasts: Contrast) -> str:
+    "Whether all 90 % intervals lie within a distance of zero, or all 95 % intervals beyond it on one side."
+    if all(-value < low and high < value for low, high in (one.equality_interval for one in contrasts)):
         return SUPPORTS
-    is_above = all(low > value for low, _ in intervals)
-    is_below = all(high < -value for _, high in intervals)
+    is_above = all(one.interval[0] > value for one in contrasts)
+    is_below = all(one.interval[1] < -value for one in contrasts)
     return CONTRADICTS if is_above or is_below else UNDECIDED
 
 # %% ../../nbs/study/68_claims.ipynb #evidence
@@ -205,7 +206,10 @@ def judge_scores(
 
     def contrasts(tests: int) -> list[Contrast]:
         "Contrasts at the best and at the last epoch, whose intervals share the error among some tests."
-        return [contrast(records, pair, asked, when, tests) for when in ("best", "last")]
+        if comparison.between:
+            return [compare_between(records, pair, comparison.between, asked, when, tests)
+                    for when in ("best", "last")]
+        return [compare(records, pair, asked, when, tests) for when in ("best", "last")]
 
     factor, values = sides(pair)
     columns = [f"{when}_test_{metric}" for when in ("best", "last")]
@@ -213,7 +217,7 @@ def judge_scores(
     if undefined:
         return Evidence(comparison, NOT_RUN, f"{undefined} runs of {comparison.study} have no {metric}")
     best, last = contrasts(tests=1)
-    if best.n < FEWEST:
+    if best.n < FEWEST or best.difference is None:
         reason = (f"the study {comparison.study} has {best.n} of the {FEWEST} pairs of runs that a verdict "
                   "needs")
         return Evidence(comparison, NOT_RUN, reason)
@@ -222,7 +226,7 @@ def judge_scores(
         wider = judge_contrasts(claim.rule, claim.value, *contrasts(tests=len(claim.comparisons)))
         answer = plain if wider == plain else UNDECIDED
     trained = "frozen backbone" if plan.get("trunks") else "whole network trained"
-    ranking = ranking_of(records, *sides(pair))
+    ranking = None if comparison.between else ranking_of(records, pair)
     data, named = records.data.iloc[0], is_named(plan, comparison.pair, metric)
     return Evidence(comparison, answer, "", best, last, metric, margin, data, trained, ranking, named,
                     is_widened=answer != plain)
