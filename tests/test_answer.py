@@ -108,8 +108,8 @@ def first_words(kinds):
 
 @pytest.mark.parametrize("kinds", [*itertools.product(KINDS, ("missing", "lower", "equal"), KINDS)])
 def test_every_combination_of_verdicts_is_answered(kinds, shelves, tmp_path):
-    judgements, _ = answer.judge_published(repository_of(tmp_path / "r", shelves, *kinds))
-    sentences = answer.answer(judgements)
+    judgements, studies = answer.judge_published(repository_of(tmp_path / "r", shelves, *kinds))
+    sentences = answer.answer(judgements, studies)
     assert sentences[0].startswith(f"**{first_words(kinds)}**") and len(sentences) <= 5
     said = " ".join(sentences[:2])
     for place, kind in zip(PLACES, kinds, strict=True):
@@ -144,21 +144,21 @@ def test_pages_are_rendered_from_any_shelf(kinds, shelves, tmp_path):
 
 def test_another_version_of_a_study_is_no_evidence(shelves, tmp_path):
     root = repository_of(tmp_path / "r", shelves, "lower", "equal", "equal")
-    before = answer.answer(answer.judge_published(root)[0])
+    before = answer.answer(*answer.judge_published(root))
     shutil.copytree(shelves["controls", "higher"], root / "results" / "controls-00000000")
-    assert answer.answer(answer.judge_published(root)[0]) == before
+    assert answer.answer(*answer.judge_published(root)) == before
 
 
 def test_without_a_published_study_the_page_says_how_to_get_one(shelves, tmp_path):
     root = repository_of(tmp_path / "r", shelves)
-    (sentence,) = answer.answer(answer.judge_published(root)[0])
+    (sentence,) = answer.answer(*answer.judge_published(root))
     assert sentence.startswith("**No answer yet.**") and "`thesis-ltc study ct-folds` runs one" in sentence
 
 
 def test_a_run_of_a_reader_is_no_evidence(shelves, tmp_path):
     root = repository_of(tmp_path / "r", shelves)
     shutil.copytree(shelves["controls", "higher"].parent.parent / "runs", root / "runs")
-    assert answer.answer(answer.judge_published(root)[0])[0].startswith("**No answer yet.**")
+    assert answer.answer(*answer.judge_published(root))[0].startswith("**No answer yet.**")
 
 
 def test_a_study_with_a_missing_run_is_no_evidence(shelves, tmp_path):
