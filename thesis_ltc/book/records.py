@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'OF_THE_TRUNK', 'SCORES', 'SCORE_COLUMNS', 'COLUMNS', 'HISTORY_KEYS', 'LABELS', 'REPLICATES',
-           'TRUNK_COLUMNS', 'record_row', 'trunk_values', 'load_records', 'iterate_records', 'load_histories',
-           'confusion_of', 'memory_curves', 'weight_travel', 'factor_text', 'has_effect', 'follows_setting',
-           'varied_factors', 'head_order', 'comparable', 'study_records', 'is_trunk', 'by_study', 'study_titles',
-           'load_results', 'with_head_names', 'find_study']
+           'TRUNK_COLUMNS', 'record_row', 'trunk_values', 'Uncopied', 'UncopiedList', 'load_records', 'iterate_records',
+           'load_histories', 'confusion_of', 'memory_curves', 'weight_travel', 'factor_text', 'has_effect',
+           'follows_setting', 'varied_factors', 'head_order', 'comparable', 'study_records', 'is_trunk', 'by_study',
+           'study_titles', 'load_results', 'with_head_names', 'find_study']
 
 # %% ../../nbs/book/10_records.ipynb #a9048f36
 import math
@@ -80,6 +80,20 @@ def trunk_values(record: Record) -> tuple[Any, ...]:
     return (None, None, None, "") if trunk is None else (trunk.data, trunk.head, trunk.seed, trunk.trunk)
 
 # %% ../../nbs/book/10_records.ipynb #load-records
+class Uncopied(dict):
+    "An attribute of a table. Pandas copies others in depth with every new table."
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Uncopied":
+        return self
+
+
+class UncopiedList(list):
+    "The same for a list."
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "UncopiedList":
+        return self
+
+
 def load_records(
     *directories: str | Path,   # runs/, results/, or one experiment's folder
 ) -> pd.DataFrame:
@@ -95,7 +109,7 @@ def load_records(
         else:
             rows.setdefault((record.id, record.seed), record_row(record, place, shelf))
     table = pd.DataFrame(list(rows.values()), columns=COLUMNS).sort_values(["id", "seed"], ignore_index=True)
-    table.attrs["broken"] = broken
+    table.attrs["broken"] = Uncopied(broken)
     return table
 
 
@@ -243,10 +257,10 @@ def study_records(records: pd.DataFrame, plan: dict[str, Any]) -> pd.DataFrame:
     wanted = {(cell["id"], seed) for cell in plan["cells"] for seed in cell["seeds"]}
     keys = zip(records.id, records.seed, strict=True)
     part = records.loc[pd.Series([key in wanted for key in keys], index=records.index, dtype=bool)]
-    # pandas copies attributes in depth with every new table, so they are few
     trunks = records[is_trunk(records, plan)][TRUNK_COLUMNS].drop_duplicates(["data", "head"])
     factors = list(dict.fromkeys(name for cell in plan["cells"] for name in cell.get("varied", {})))
-    attributes = {"trunks": trunks.to_dict("records")} | ({"factors": factors} if factors else {})
+    attributes = {"trunks": UncopiedList(trunks.to_dict("records"))}
+    attributes |= {"factors": UncopiedList(factors)} if factors else {}
     part.attrs = records.attrs | attributes
     return part
 

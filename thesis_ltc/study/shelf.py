@@ -150,8 +150,8 @@ def by_run(table: pd.DataFrame | None) -> dict[tuple[str, int], pd.DataFrame]:
     "The rows of each run of a table, by experiment and seed; empty without a table."
     if table is None:
         return {}
-    parts = table.groupby(["id", "seed"], observed=True, sort=False)
-    return {key: part.drop(columns=["id", "seed"]).reset_index(drop=True) for key, part in parts}
+    parts = table.drop(columns=["id", "seed"]).groupby([table.id, table.seed], observed=True, sort=False)
+    return {key: part.reset_index(drop=True) for key, part in parts}
 
 # %% ../../nbs/study/70_shelf.ipynb #published-parts
 INCOMPLETE = ("study {study} is not complete: {missing} runs have no record, first {first}; "
