@@ -95,11 +95,12 @@ def cluster_of(
     positive = pictures.label.to_numpy() == 1
     gains, runs = [], 0
     for unit, rows in pairs.groupby("unit", sort=True, observed=True):
-        tables = [rows.pivot(index="seed", columns="picture", values=name) for name in ("first", "second")]
-        if tables[0].shape[1] != len(pictures) or tables[0].isna().any(axis=None):
+        rows, shape = rows.sort_values(["seed", "picture"]), (rows.seed.nunique(), len(pictures))
+        names = rows.picture.to_numpy()
+        if len(names) != math.prod(shape) or (names.reshape(shape) != pictures.index.to_numpy()).any():
             raise ValueError(f"unit {unit} lacks test pictures; expected the {len(pictures)} of its split "
                              "for every seed")
-        first, second = (table.to_numpy(float) for table in tables)
+        first, second = (rows[name].to_numpy(float).reshape(shape) for name in ("first", "second"))
         gains.append(pair_gains(first, second, positive) if metric == "auc" else (first - second).mean(0))
         runs += len(first)
     gain = np.mean(gains, axis=0).astype(np.float32)
