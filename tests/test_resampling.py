@@ -1,11 +1,14 @@
 "Intervals of contrasts over splits, against other implementations and against theory."
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
 from torchmetrics.functional.classification import binary_auroc
 
 from thesis_ltc.core.files import read_json
@@ -166,6 +169,57 @@ def test_the_mixed_model_is_the_best_by_the_dense_likelihood_of_an_unbalanced_ta
     assert found.mean == pytest.approx(mean)
     for step in ((0.03, 0), (-0.03, 0), (0, 0.03), (0, -0.03)):
         assert dense_deviance(best + step, cells)[0] > lowest
+
+
+def crossed_cells(patients, folds, repeats, kinds, deviations, seed=0):
+    "Cells of a repeated cross-validation with given standard deviations of patient, trunk and rest."
+    draw, tables = np.random.default_rng(seed), []
+    of_patient = deviations[0] * draw.standard_normal(patients)
+    for repeat in range(repeats):
+        fold = draw.permutation(patients) % folds
+        for kind in range(kinds):
+            gain = 0.2 + of_patient + deviations[1] * draw.standard_normal(folds)[fold]
+            tables.append(pd.DataFrame({
+                "patient": np.arange(patients), "unit": [f"{repeat}-{kind}-{one}" for one in fold],
+                "gain": gain + deviations[2] * draw.standard_normal(patients)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.mark.parametrize("deviations", [(1.0, 0.5, 1.0), (0.3, 0.2, 1.0), (0.5, 0.0, 1.0), (0.0, 0.5, 1.0)])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_the_mixed_model_is_that_of_statsmodels(deviations, missing):
+    "Also if a variance is zero, and with missing cells."
+    cells = crossed_cells(60, 5, 4, 2, deviations).sample(frac=1 - missing, random_state=0)
+    design = {"patient": "0 + C(patient)", "unit": "0 + C(unit)"}
+    model = MixedLM.from_formula("gain ~ 1", cells.assign(all=1), groups="all", re_formula="0",
+                                 vc_formula=design)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)    # the MLE may be on the boundary
+        theirs = model.fit(method="powell")    # bfgs, lbfgs and cg stop early in two of these tables
+    parts = dict(zip(model.exog_vc.names, theirs.vcomp, strict=True))
+    found = fit_mixed(cells)
+    assert theirs.converged
+    assert found.mean == pytest.approx(theirs.fe_params.iloc[0], abs=1e-4)
+    assert found.error == pytest.approx(theirs.bse_fe.iloc[0], rel=2e-3)
+    assert (found.patient, found.trunk, found.rest) == pytest.approx(
+        (parts["patient"], parts["unit"], theirs.scale), rel=2e-3, abs=2e-4)
+
+
+def test_the_mixed_model_of_ten_thousand_images_finds_what_was_made():
+    "Six trunks on one test set: a matrix of cells by images would take 4.8 GB."
+    found = fit_mixed(crossed_cells(10_000, 1, 6, 1, (0.8, 0.1, 0.5)))
+    assert (found.patients, found.trunks, found.cells) == (10_000, 6, 60_000)
+    assert found.patient == pytest.approx(0.64, rel=0.05) and found.rest == pytest.approx(0.25, rel=0.03)
+    assert 0.001 < found.trunk < 0.06 and found.interval()[0] < 0.2 < found.interval()[1]
+
+
+def test_pictures_that_a_seed_lacks_or_replaces_are_refused():
+    pairs = pd.concat([one_split(), one_split().assign(seed=1)])
+    other = pairs.copy()
+    other.iloc[0, other.columns.get_loc("picture")] = 1000
+    for table in (pairs[1:], other):
+        with pytest.raises(ValueError, match="unit t0 lacks test pictures; expected the"):
+            clusters_of(table)
 
 
 def test_a_made_study_is_the_same_for_the_same_seed():
