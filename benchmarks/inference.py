@@ -1,9 +1,9 @@
 """Time the heads of a study in use: milliseconds from the backbone's map to the logits, without gradients.
 
-    python benchmarks/inference.py [--study ct-folds] [--batches 1 64] [--threads 1] [--rounds 15] [--device cpu]
+    python benchmarks/inference.py [--study ct-folds] [--batches 1 64] [--threads 1] [--rounds 15]
 
 The study's file says which heads, which image size and which width. The heads take turns, and a turn is a
-burst of calls that lasts a hundredth of a second. The first round is not counted. The backbone is timed as well.
+burst of calls that lasts a hundredth of a second. The first round is not counted. The backbone is timed, too.
 The load of the machine before the first round is kept: the mean number of processes that wanted a core in the
 last minute.
 
