@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPORT', 'MOVES', 'CONTROLS', 'ASSAY', 'HEADS', 'ROWS', 'NAMED', 'NAME_OF', 'BACKBONES', 'head_name', 'find_head',
            'NoBackbone', 'Classifier', 'enough_pixels', 'classifier', 'circuits', 'parameter_counts', 'with_black',
-           'stage_shapes', 'format_shapes', 'step_macs', 'module_macs', 'macs', 'backbone_macs']
+           'stage_shapes', 'format_shapes', 'step_macs', 'macs', 'backbone_macs']
 
 # %% ../../nbs/heads/70_models.ipynb #classifier-import
 import copy
@@ -292,10 +292,11 @@ def step_macs(module: LTC | nn.RNNBase | ClosedForm) -> int:
     return weights - count_masked(module)
 
 
-def module_macs(module: nn.Module, inputs: Tensor) -> int:
-    "Multiply-accumulates of a module's forward pass; its circuits and recurrent layers get one sample."
+def macs(model: Classifier) -> int:
+    "Multiply-accumulates of the forward pass of one image."
     from torch.utils.flop_counter import FlopCounterMode  # here, because it imports a compiler
 
+    copied, image = with_black(model)
     counter = FlopCounterMode(display=False)
     begun, by_rule = [], []
 
@@ -306,21 +307,26 @@ def module_macs(module: nn.Module, inputs: Tensor) -> int:
         counted = counter.get_total_flops() // 2 - begun.pop()   # on some devices; the rule replaces it
         by_rule.append(arguments[0].shape[1] * step_macs(module) - counted)
 
-    hooks = [hook for part in module.modules() if isinstance(part, LTC | nn.RNNBase | ClosedForm)
-             for hook in (part.register_forward_pre_hook(enter), part.register_forward_hook(leave))]
+    for module in copied.modules():
+        if isinstance(module, LTC | nn.RNNBase | ClosedForm):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
     with counter, torch.no_grad():
-        module(inputs)
-    for hook in hooks:
-        hook.remove()
+        copied(image)
     return counter.get_total_flops() // 2 + sum(by_rule)
 
 
-def macs(model: Classifier) -> int:
-    "Multiply-accumulates of the forward pass of one image."
-    return module_macs(*with_black(model))
-
-
 def backbone_macs(model: Classifier) -> int:
-    "Multiply-accumulates of the backbone alone, for one image; the rest of `macs` is the head's."
+    "Multiply-accumulates of the backbone's convolutions for one image; the rest of `macs` is the head's."
     copied, image = with_black(model)
-    return module_macs(copied.backbone, image)
+    counts = []
+
+    def count(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        counts.append(layer.weight.numel() * output[0, 0].numel())
+
+    for part in copied.backbone.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(count)
+    with torch.no_grad():
+        copied.backbone(image)
+    return sum(counts)
