@@ -9,10 +9,10 @@ __all__ = ['OF_A_WIRING', 'BATCHES', 'MEASURED', 'FRONT', 'OPEN', 'DOMINATED', '
            'backbone_of', 'head_costs', 'is_busy', 'head_times', 'mean_drops', 'with_drops', 'split_scores',
            'split_mean', 'Standing', 'standing_of', 'is_rival', 'standings', 'plain_contrast', 'OfSet', 'of_sets',
            'live_cell', 'standing_cell', 'time_cells', 'cost_table', 'Measure', 'measures_of', 'Found', 'differences',
-           'Price', 'prices_of', 'cost_words', 'lead_of', 'difference_sentence', 'standing_sentence', 'what_it_buys',
-           'label_boxes', 'shared_area', 'nearer_points', 'best_place', 'line_boxes', 'place_labels', 'write_label',
-           'head_kind', 'face_of', 'draw_point', 'draw_set', 'draw_front', 'legend_of_front', 'front_text',
-           'joined_calibration', 'calibrations', 'draw_reliability', 'draw_curve', 'reliability_text']
+           'Price', 'prices_of', 'cost_words', 'gain_words', 'lead_of', 'difference_sentence', 'standing_sentence',
+           'what_it_buys', 'label_boxes', 'shared_area', 'nearer_points', 'best_place', 'line_boxes', 'place_labels',
+           'write_label', 'head_kind', 'face_of', 'draw_point', 'draw_set', 'draw_front', 'legend_of_front',
+           'front_text', 'joined_calibration', 'calibrations', 'draw_reliability', 'draw_curve', 'reliability_text']
 
 # %% ../../nbs/book/47_costs.ipynb #costs-imports
 import itertools
@@ -386,14 +386,19 @@ def cost_words(prices: Sequence[Price]) -> str:
     return "costs more than" if more else "costs less than" if less else "costs the same as"
 
 
+def gain_words(found: Mapping[str, Sequence[Found]], gain: str) -> str:
+    "The scores in which the circuit is better, or worse, by image set; empty if there are none."
+    names = {title: joined([one.measure.name for one in each if one.gain == gain])
+             for title, each in found.items()}
+    return "; in ".join(f"{scores} on {title}" for title, scores in names.items() if scores)
+
+
 def lead_of(prices: Sequence[Price], found: Mapping[str, Sequence[Found]]) -> str:
     "What the circuit costs and gives, in a few words; `found` is by image set."
     if all(one.contrast.n < FEWEST for each in found.values() for one in each):
         return f"Not decided yet: fewer than {FEWEST} splits or trunks of each image set."
-    named = {gain: [f"{one.measure.name} on {title}" for title, each in found.items() for one in each
-                    if one.gain == gain] for gain in ("better", "worse")}
+    gains, losses = (gain_words(found, gain) for gain in ("better", "worse"))
     price = f"The circuit {cost_words(prices)} one layer on the same map"
-    gains, losses = joined(named["better"]), joined(named["worse"])
     if gains and losses:
         return f"{price}. It is better in {gains}, and worse in {losses}."
     if gains or losses:
@@ -410,11 +415,11 @@ SO_FAR = "Published so far: {units}. The numbers will change."
 
 def difference_sentence(part: OfSet, found: Sequence[Found]) -> str:
     "Differences in every score on a set."
-    texts = []
+    texts, n = [], found[0].contrast.n
     for one in found:
         interval = " ({} to {})".format(*map(signed, one.contrast.interval)) if one.contrast.interval else ""
-        texts.append(f"{signed(one.contrast.difference)} {one.measure.name}{interval}")
-    n = found[0].contrast.n
+        other = f" (n = {one.contrast.n})" if one.contrast.n != n else ""
+        texts.append(f"{signed(one.contrast.difference)} {one.measure.name}{interval}{other}")
     return MINUS.format(
         title=part.title, differences=joined(texts), n=n, replicates=part.replicate + "s" * (n > 1),
         intervals="95 % intervals, " if n > 1 else "")
