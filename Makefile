@@ -66,7 +66,7 @@ check: $(STAMP)
 	$(PYTEST)
 
 bench: $(STAMP)
-	@python benchmarks/circuits.py && python benchmarks/steps.py && python benchmarks/frozen.py && python benchmarks/augmentation.py && python benchmarks/allocator.py
+	@python benchmarks/circuits.py && python benchmarks/steps.py && python benchmarks/inference.py && python benchmarks/frozen.py && python benchmarks/augmentation.py && python benchmarks/allocator.py
 
 # On a machine without a package index: PYTHONPATH has the packages that torch does not bring, and GPU_PYTHON names its Python.
 GPU_PYTHON ?= $(VENV)/bin/python

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPORT', 'MOVES', 'CONTROLS', 'ASSAY', 'HEADS', 'ROWS', 'NAMED', 'NAME_OF', 'BACKBONES', 'head_name', 'find_head',
            'NoBackbone', 'Classifier', 'enough_pixels', 'classifier', 'circuits', 'parameter_counts', 'with_black',
-           'stage_shapes', 'format_shapes', 'step_macs', 'macs']
+           'stage_shapes', 'format_shapes', 'step_macs', 'macs', 'backbone_macs']
 
 # %% ../../nbs/heads/70_models.ipynb #classifier-import
 import copy
@@ -314,3 +314,19 @@ def macs(model: Classifier) -> int:
     with counter, torch.no_grad():
         copied(image)
     return counter.get_total_flops() // 2 + sum(by_rule)
+
+
+def backbone_macs(model: Classifier) -> int:
+    "Multiply-accumulates of the backbone's convolutions for one image; the rest of `macs` is the head's."
+    copied, image = with_black(model)
+    counts = []
+
+    def count(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        counts.append(layer.weight.numel() * output[0, 0].numel())
+
+    for part in copied.backbone.modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(count)
+    with torch.no_grad():
+        copied.backbone(image)
+    return sum(counts)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LAYERS', 'FAN_LAYERS', 'RANDOM_STREAM', 'WiringError', 'freeze', 'check_counts', 'check_synapses', 'Wiring',
            'synapse_list', 'from_ncps', 'FixedWiring', 'pack_wiring', 'unpack_wiring', 'wiring_difference',
-           'ends_difference', 'ends_of', 'check_policy', 'ncp', 'draw_pairs', 'random_like', 'read_whole']
+           'ends_difference', 'ends_of', 'check_policy', 'ncp', 'draw_pairs', 'random_like', 'closure', 'live_synapses',
+           'read_whole']
 
 # %% ../../nbs/ltc/20_wiring.ipynb #78b6ef7e
 import copy
@@ -270,6 +271,22 @@ def random_like(
     sensory = draw_pairs(bits, wiring.sensory, wiring.neurons, len(wiring.sensory_source))
     others = draw_pairs(bits, wiring.neurons, wiring.neurons, len(wiring.source))
     return replace(wiring, **{f"sensory_{name}": values for name, values in sensory.items()}, **others)
+
+# %% ../../nbs/ltc/20_wiring.ipynb #live-synapses
+def closure(start: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    "Neurons (neurons,) bool that synapses lead to from some neurons, these included."
+    reached = start.copy()
+    for _ in range(len(reached)):
+        reached[target[reached[source]]] = True
+    return reached
+
+
+def live_synapses(wiring: Wiring) -> int:
+    "Number of synapses that lie on a path from a sensory neuron to a motor neuron."
+    neurons = np.arange(wiring.neurons)
+    fed = closure(np.isin(neurons, wiring.sensory_target), wiring.source, wiring.target)
+    leading = closure(neurons < wiring.motor, wiring.target, wiring.source)
+    return int(leading[wiring.sensory_target].sum() + (fed[wiring.source] & leading[wiring.target]).sum())
 
 # %% ../../nbs/ltc/20_wiring.ipynb #read-whole
 def read_whole(wiring: Wiring) -> Wiring:
