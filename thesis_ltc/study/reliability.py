@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from .resampling import Cluster, check_pairs, cluster_of
+from .resampling import Cluster, clusters_of
 
 # %% ../../nbs/study/53_reliability.ipynb #fold-mean
 class FoldMean(NamedTuple):
@@ -88,11 +88,11 @@ def pseudovalues(
 
 def cell_differences(pairs: pd.DataFrame, metric: str = "auc") -> pd.DataFrame:   # patient, unit, gain
     "Pseudovalue of each patient on each trunk; a trunk's mean is its difference in the metric."
-    check_pairs(pairs, metric)
-    pairs = pairs.assign(patient=pairs.patient.astype(str))
-    patients, cells = pd.Index(np.unique(pairs.patient)), []
-    for unit, rows in pairs.groupby("unit", sort=True, observed=True):
-        tested, gain = pseudovalues(cluster_of(rows, patients, metric))
+    clusters, patients = clusters_of(pairs, metric, by_trunk=True)
+    units = pairs.drop_duplicates("unit").sort_values(["repeat", "fold", "unit"]).unit
+    cells = []
+    for unit, cluster in zip(units, clusters, strict=True):
+        tested, gain = pseudovalues(cluster)
         cells.append(pd.DataFrame({"patient": patients[tested], "unit": unit, "gain": gain}))
     return pd.concat(cells, ignore_index=True)
 

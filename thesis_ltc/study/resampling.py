@@ -124,11 +124,15 @@ def cluster_of(
     return Cluster(gain, numbers[positive], numbers[~positive], len(gains), runs)
 
 # %% ../../nbs/study/52_resampling.ipynb #clusters-of
-def clusters_of(pairs: pd.DataFrame, metric: str = "auc") -> tuple[list[Cluster], pd.Index]:
+def clusters_of(
+    pairs: pd.DataFrame,
+    metric: str = "auc",
+    by_trunk: bool = False,   # each trunk is a cluster, also if there are several splits
+) -> tuple[list[Cluster], pd.Index]:
     "Clusters of a table of paired scores, and the patients."
     check_pairs(pairs, metric)
     arrays, units, patients = paired_scores(pairs)
-    key = arrays.unit if is_one_split(pairs) else arrays.split
+    key = arrays.unit if by_trunk or is_one_split(pairs) else arrays.split
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     ends = [*starts[1:], len(key)]
     parts = [arrays.part(start, end) for start, end in zip(starts, ends, strict=True)]
