@@ -53,7 +53,7 @@ from ..study.plan import name_of
 
 # %% ../../nbs/book/42_answer.ipynb #numbers
 SETS = {   # as a reader knows them
-    "covid-ct": "COVID-CT", "mosmed-ct0-ct2": "MosMed CT-0/CT-2", "fashion-mnist": "Fashion-MNIST"}
+    "covid-ct": "COVID-CT", "mosmed-ct0-ct2": "MosMed", "fashion-mnist": "Fashion-MNIST"}
 DIFFERENCE = "{difference} {metric} on {place}; {intervals}, {sample}{chosen})"
 CHOSEN = "unplanned comparison"   # a comparison that its study had not named before
 

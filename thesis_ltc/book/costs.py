@@ -53,7 +53,7 @@ from thesis_ltc.study.intervals import (
     mean_of,
     overlap,
 )
-from ..study.outputs import outputs_of
+from ..study.outputs import RUN, outputs_of
 
 # %% ../../nbs/book/47_costs.ipynb #units
 def cells_of(plan: Mapping[str, Any], data: str) -> list[Mapping[str, Any]]:
@@ -626,7 +626,8 @@ def front_text(parts: Sequence[OfSet]) -> str:
 # %% ../../nbs/book/47_costs.ipynb #joined-calibration
 def joined_calibration(records: pd.DataFrame) -> Calibration | None:
     "Calibration of the joined test images of some runs; None if no outputs were published."
-    outputs = [table for run in records.itertuples() if (table := outputs_of(run)) is not None]
+    runs = records.reindex(columns=[*RUN]).to_dict("records")
+    outputs = [table for run in runs if (table := outputs_of(run)) is not None]
     return calibration(pd.concat(outputs, ignore_index=True)) if outputs else None
 
 
