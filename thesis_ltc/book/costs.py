@@ -51,7 +51,7 @@ from thesis_ltc.study.intervals import (
     Mean,
     contrast,
     mean_of,
-    overlap,
+    mean_score,
 )
 from ..study.outputs import RUN, outputs_of
 
@@ -185,7 +185,7 @@ def split_scores(records: pd.DataFrame) -> pd.DataFrame:
 
 def split_mean(splits: pd.DataFrame, head: str, column: str) -> Mean | None:
     "Mean and interval of a head's score over the rows of `split_scores`; None if it is nowhere defined."
-    return mean_of(splits.loc[splits["head"] == head, f"best_test_{column}"], overlap(splits))
+    return mean_score(splits[splits["head"] == head], f"best_test_{column}")
 
 # %% ../../nbs/book/47_costs.ipynb #standing
 FRONT, OPEN, DOMINATED = "on the front", "open", "dominated"
@@ -395,7 +395,7 @@ def gain_words(found: Mapping[str, Sequence[Found]], gain: str) -> str:
 
 def lead_of(prices: Sequence[Price], found: Mapping[str, Sequence[Found]]) -> str:
     "What the circuit costs and gives, in a few words; `found` is by image set."
-    if all(one.contrast.n < FEWEST for each in found.values() for one in each):
+    if all(one.contrast.size < FEWEST for each in found.values() for one in each):
         return f"Not decided yet: fewer than {FEWEST} splits or trunks of each image set."
     gains, losses = (gain_words(found, gain) for gain in ("better", "worse"))
     price = f"The circuit {cost_words(prices)} one layer on the same map"

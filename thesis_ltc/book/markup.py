@@ -76,7 +76,7 @@ def _(value: Contrast) -> Cell:
         return Cell("")
     low, high = value.interval or (None, None)
     inner = value.equality_interval or (None, None)
-    word = VERDICT_WORDS[value.verdict] if value.n >= FEWEST else "too few pairs"
+    word = VERDICT_WORDS[value.verdict] if value.size >= FEWEST else "too few pairs"
     text = f"{signed(value.difference)} {word}"
     if value.interval:
         text += f"<br><small>{signed(low)} to {signed(high)}</small>"

@@ -38,6 +38,7 @@ from thesis_ltc.study.intervals import (
     Mean,
     contrast,
     mean_of,
+    mean_score,
     overlap,
 )
 from ..study.stress import SHARES
@@ -118,8 +119,7 @@ def head_means(splits: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[s
     found = {}
     for head in head_order(splits["head"]):
         own = splits[splits["head"] == head]
-        shared = overlap(own)
-        found[head] = {column: mean_of(own[column], shared) for column in columns}
+        found[head] = {column: mean_score(own, column) for column in columns}
     return found
 
 # %% ../../nbs/book/43_robustness.ipynb #compared
@@ -138,7 +138,7 @@ class Compared(NamedTuple):
     @property
     def word(self) -> str:
         "What the first head does: loses less, loses more, loses as much, or why that is open."
-        if self.contrast.n < FEWEST:
+        if self.contrast.size < FEWEST:
             return TOO_FEW
         low, high = self.contrast.interval
         if high < 0 or low > 0:
@@ -148,7 +148,7 @@ class Compared(NamedTuple):
     @property
     def is_within(self) -> bool:
         "Whether the interval lies inside the margin."
-        return self.contrast.n >= FEWEST and self.contrast.verdict == EQUAL
+        return self.contrast.size >= FEWEST and self.contrast.verdict == EQUAL
 
     @property
     def ends(self) -> tuple[float, float] | None:

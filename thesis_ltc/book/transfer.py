@@ -37,7 +37,7 @@ from thesis_ltc.book.robustness import (
 )
 from .style import GREY, escape_dollars
 from .tables import NAMES
-from ..study.intervals import FEWEST_FOR_INTERVAL, Mean, mean_of, overlap
+from ..study.intervals import FEWEST_FOR_INTERVAL, Mean, mean_score
 
 # %% ../../nbs/book/46_transfer.ipynb #across
 def across(
@@ -112,7 +112,7 @@ class Transfer(NamedTuple):
 def mean_over_heads(units: pd.DataFrame, column: str) -> Mean:
     "Mean over the heads of each split, and its interval over splits."
     splits = split_means(units).groupby(SPLIT, as_index=False, dropna=False)[[column, *IMAGES]].mean()
-    return mean_of(splits[column], overlap(splits))
+    return mean_score(splits, column)
 
 
 def transfers(

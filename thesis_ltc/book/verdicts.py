@@ -136,7 +136,7 @@ class Verdict(NamedTuple):
     @property
     def kind(self) -> str:
         "Whether both epochs have the same verdict, one of them has one, or none has."
-        if self.best.n < FEWEST:
+        if self.best.size < FEWEST:
             return FEW
         if set(self.words) == {"undecided"}:
             return NEVER
@@ -172,7 +172,7 @@ def contrast_sentence(group: pd.DataFrame, pair: Any, margin: dict[str, Any]) ->
     begins = SENTENCES[key].format(first=best.first, second=best.second, margin=margin["value"],
                                    best=found.words[0], last=found.words[1])
     interval = ""
-    if best.n >= FEWEST:
+    if best.size >= FEWEST:
         interval = " (95 % interval {} to {})".format(*map(signed, best.interval))
     return begins + NUMBERS.format(
         best=signed(best.difference), last=signed(last.difference), interval=interval, sample=best.sample,

@@ -135,7 +135,7 @@ def checked(kind: type, values: Mapping[str, Any], place: str) -> Any:
 # %% ../../nbs/study/68_claims.ipynb #judge-contrasts
 def judge_contrasts(rule: str, value: Any, best: Contrast, last: Contrast) -> str:
     "What the contrasts at the best and at the last epoch say about a claim."
-    if min(best.n, last.n) < FEWEST:
+    if min(best.size, last.size) < FEWEST:
         return UNDECIDED
     if rule == "within":
         return judge_within(value, best, last)
@@ -217,9 +217,9 @@ def judge_scores(
     if undefined:
         return Evidence(comparison, NOT_RUN, f"{undefined} runs of {comparison.study} have no {metric}")
     best, last = contrasts(tests=1)
-    if best.n < FEWEST or best.difference is None:
-        reason = (f"the study {comparison.study} has {best.n} of the {FEWEST} pairs of runs that a verdict "
-                  "needs")
+    if best.size < FEWEST or best.difference is None:
+        unit = "splits or trunks" if best.size < best.n else "pairs of runs"
+        reason = f"the study {comparison.study} has {best.size} of the {FEWEST} {unit} that a verdict needs"
         return Evidence(comparison, NOT_RUN, reason)
     plain = answer = judge_contrasts(claim.rule, claim.value, best, last)
     if plain == claim.decisive:   # it decides for all comparisons, so the error of 5 % is shared among them

@@ -14,7 +14,6 @@ import pandas as pd
 
 from thesis_ltc.study.intervals import (
     FEWEST,
-    FEWEST_CLUSTERS,
     Contrast,
     cluster_columns,
     contrast,
@@ -41,7 +40,7 @@ def with_estimate(
 ) -> Contrast:
     "A contrast with the difference, intervals and verdict of an estimate."
     half, equality_half = (estimate.half(1 - error / tests) for error in (0.05, 0.10))
-    is_judged = found.n >= FEWEST and estimate.clusters >= FEWEST_CLUSTERS
+    is_judged = estimate.clusters >= FEWEST
     verdict = verdict_of(estimate.mean, half, equality_half, margin) if is_judged else "undecided"
     return found._replace(
         difference=estimate.mean, interval=(estimate.mean - half, estimate.mean + half), verdict=verdict,
