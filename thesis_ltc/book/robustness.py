@@ -8,7 +8,7 @@ __all__ = ['CLEAN', 'SET', 'CORRUPTED', 'STEPS', 'LEVELS', 'SPLIT', 'UNIT', 'RUN
            'NO_BANDS', 'MARKS_OF', 'DIRECTIONS', 'ROWS', 'column_name', 'stress_rows', 'drops', 'means_by',
            'unit_means', 'split_means', 'mean_over_splits', 'head_means', 'Compared', 'compare', 'loses_same_steps',
            'references_of', 'has_circuit', 'set_title', 'difference_text', 'compared_text', 'signed_drop', 'counted',
-           'finding', 'lead', 'set_sentence', 'planned_unit', 'unit_counts', 'progress_sentence', 'everywhere',
+           'lead', 'set_sentence', 'finding', 'planned_unit', 'unit_counts', 'progress_sentence', 'everywhere',
            'heads_table', 'compared_cell', 'pairs_table', 'levels_table', 'draw_line', 'draw_drops', 'hardest_drops',
            'drops_caption', 'draw_compared_row', 'draw_compared']
 
@@ -111,7 +111,7 @@ def mean_over_splits(
     column: str,
 ) -> Mean | None:           # n counts splits
     "Mean and interval of a column over the splits of a head; None without a value."
-    return head_means(splits, [column]).get(head, {}).get(column)
+    return head_means(splits[splits["head"] == head], [column]).get(head, {}).get(column)
 
 
 def head_means(splits: pd.DataFrame, columns: Sequence[str]) -> dict[str, dict[str, Mean | None]]:
@@ -237,10 +237,34 @@ def counted(count: int, noun: str) -> str:
     "A number of things."
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
-# %% ../../nbs/book/43_robustness.ipynb #finding
+# %% ../../nbs/book/43_robustness.ipynb #sentences
 LEADS = {LESS: "**The circuit loses less.**", MORE: "**The circuit loses more.**",
          AS_MUCH: "**The circuit loses as much, within the margin.**", OPEN: "**Not decided.**",
          TOO_FEW: "**Too few splits for a verdict.**"}
+
+
+def lead(words: set[str]) -> str:
+    "What all comparisons say together."
+    decided = words - {OPEN, TOO_FEW}
+    if len(words) == 1:
+        return LEADS[next(iter(words))]
+    if not decided:
+        return LEADS[OPEN]
+    return "**The comparisons differ.**" if len(decided) > 1 else f"{LEADS[decided.pop()][:-3]} in part.**"
+
+
+def set_sentence(
+    units: pd.DataFrame, circuit: str, found: Sequence[Compared], column: str, margin: float,
+) -> str:
+    "How much a circuit loses on one image set, and how that compares."
+    own = mean_over_splits(split_means(units[units["head"] == circuit]), circuit, column)
+    name = units.data.iloc[0]
+    compared = "; ".join(compared_text(one, margin) for one in found)
+    most = max(found, key=lambda one: one.units)
+    counts = f"n = {counted(most.contrast.n, 'split')}, {counted(most.units, 'unit')}"
+    return f"On {set_title(name)} `{circuit}` loses {signed_drop(own)} AUC: {compared}; {counts}."
+
+# %% ../../nbs/book/43_robustness.ipynb #finding
 NO_PAIRS = "**Not run.** No published unit has `{circuit}` and a head to compare it with."
 
 
@@ -261,27 +285,6 @@ def finding(
         set_sentence(units[units.data == name], circuit, group, column, margin["value"])
         for name, group in found.items() if group)]
     return " ".join(sentences)
-
-
-def lead(words: set[str]) -> str:
-    "What all comparisons say together."
-    decided = words - {OPEN, TOO_FEW}
-    if len(words) == 1:
-        return LEADS[next(iter(words))]
-    if not decided:
-        return LEADS[OPEN]
-    return "**The comparisons differ.**" if len(decided) > 1 else f"{LEADS[decided.pop()][:-3]} in part.**"
-
-
-def set_sentence(
-    units: pd.DataFrame, circuit: str, found: Sequence[Compared], column: str, margin: float,
-) -> str:
-    "How much a circuit loses on one image set, and how that compares."
-    own, name = mean_over_splits(split_means(units), circuit, column), units.data.iloc[0]
-    compared = "; ".join(compared_text(one, margin) for one in found)
-    most = max(found, key=lambda one: one.units)
-    counts = f"n = {counted(most.contrast.n, 'split')}, {counted(most.units, 'unit')}"
-    return f"On {set_title(name)} `{circuit}` loses {signed_drop(own)} AUC: {compared}; {counts}."
 
 # %% ../../nbs/book/43_robustness.ipynb #progress
 def planned_unit(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -421,9 +424,9 @@ NO_BANDS = f"No bands: fewer than {FEWEST_FOR_INTERVAL} splits."
 
 def hardest_drops(units: pd.DataFrame, head: str) -> dict[str, Mean]:
     "The drop of a head under each corruption at the highest severity, the largest first."
-    splits, severity = split_means(units), max(SEVERITIES)
-    found = {name: mean_over_splits(splits, head, column_name(name, severity)) for name in CORRUPTIONS}
-    known = {name: mean for name, mean in found.items() if mean is not None}
+    names = {column_name(name, max(SEVERITIES)): name for name in CORRUPTIONS}
+    found = head_means(split_means(units[units["head"] == head]), list(names)).get(head, {})
+    known = {names[column]: mean for column, mean in found.items() if mean is not None}
     return dict(sorted(known.items(), key=lambda item: -item[1].mean))
 
 

@@ -29,7 +29,7 @@ from thesis_ltc.book.robustness import (
     SPLIT,
     TOO_FEW,
     counted,
-    mean_over_splits,
+    head_means,
     set_title,
     split_means,
     stress_rows,
@@ -47,7 +47,7 @@ def across(
     "Scores of runs on their own test images and on another set; `is_trained`: their trunk was, on that set."
     rows = stress_rows(records)
     kept = rows.reindex(columns=[*RUN, "condition", "set", "images", score])
-    own = kept[kept.condition == CLEAN].set_index(RUN)[score].rename("own").reset_index()
+    own = kept.loc[kept.condition == CLEAN, [*RUN, score]].set_axis([*RUN, "own"], axis=1)
     other = kept[kept.condition == SET].rename(columns={score: "other"}).drop(columns="condition")
     found = records[ABOUT].merge(own, on=RUN).merge(other, on=RUN)
     return found.assign(is_trained=found["trunk.data"] == found.set).astype({"own": float, "other": float})
@@ -123,7 +123,7 @@ def transfers(
     found = []
     for is_trained, data, name, units in directions(rows):
         splits, share = split_means(units), positive_share(records, name)
-        heads = {head: mean_over_splits(splits, head, "other") for head in head_order(units["head"])}
+        heads = {head: means["other"] for head, means in head_means(splits, ["other"]).items()}
         chance = None if share is None else chance_half(images_tested(units, is_trained), share)
         means = [mean_over_heads(units, column) for column in ("own", "other")]
         count = units["trunk.hash"].nunique()
@@ -193,13 +193,12 @@ def across_table(rows: pd.DataFrame) -> pd.DataFrame:
     table = []
     for is_trained, data, name, units in directions(rows):
         splits = split_means(units)
-        for head in head_order(units["head"]):
+        for head, means in head_means(splits, ["own", "other"]).items():
             of_head = units[units["head"] == head]
             table.append({
                 "head": head, "trained on": set_title(data), "tested on": set_title(name),
                 "trunks": TRUNKS[is_trained].removeprefix("trunks "),
-                "AUC, own set": mean_over_splits(splits, head, "own"),
-                "AUC, other set": mean_over_splits(splits, head, "other"),
+                "AUC, own set": means["own"], "AUC, other set": means["other"],
                 "images": round(of_head.images.mean()), "splits": int((splits["head"] == head).sum()),
                 "units": len(of_head)})
     return pd.DataFrame(table, dtype=object)
@@ -210,9 +209,10 @@ def draw_transfer(axis: Axes, splits: pd.DataFrame, one: Transfer, heads: Sequen
     if one.chance is not None:
         axis.axvspan(0.5 - one.chance, 0.5 + one.chance, color=GREY, alpha=0.2, linewidth=0)
     axis.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    found = head_means(splits, ["own", "other"])
     for row, head in enumerate(heads):
-        draw_mean(axis, row - 0.15, mean_over_splits(splits, head, "own"), filled=False)
-        draw_mean(axis, row + 0.15, mean_over_splits(splits, head, "other"), filled=True)
+        for column, place in (("own", row - 0.15), ("other", row + 0.15)):
+            draw_mean(axis, place, found.get(head, {}).get(column), filled=column == "other")
     axis.set_title(f"{direction(one)}\n{TRUNKS[one.is_trained]}")
     axis.locator_params(axis="x", nbins=6)
     axis.tick_params(labelbottom=True)
