@@ -101,19 +101,20 @@ def read_run(folder: Path, record: Record, classes: int) -> TrainedRun:
     return TrainedRun(folder, record, experiment, model, weights_hash(backbone))
 
 # %% ../../nbs/study/35_stress.ipynb #check-alike
-ALIKE = ("limit", "image_size", "precision", "memory_format", "device", "threads")
+ALIKE = ("limit", "image_size", "normalise_image", "precision", "memory_format", "device", "threads")
 
 
 def check_alike(records: dict[Path, Record], data: ImageSet) -> None:
     "Raise StressError for runs of other images than these, or that differ in how images are read."
-    first, *_ = records.values()
+    default = vars(Experiment())   # of fields that joined after a record was made
+    first, *_ = (default | record.experiment for record in records.values())
     for folder, record in records.items():
         if record.data.hash != data.digest:
             got = f"{folder} was trained on {record.data.name}, split {record.data.split!r}"
             here = f"{data.name}, split {data.split_name!r}"
             raise StressError(f"{got}, but the images here are {here}; load its images")
         for name in ALIKE:
-            found, expected = record.experiment.get(name), first.experiment.get(name)
+            found, expected = record.experiment.get(name, default[name]), first[name]
             if found != expected:
                 raise StressError(f"{folder} has {name}={found!r}, but the first run has {expected!r}; "
                                   "test them in separate calls")
@@ -161,11 +162,11 @@ class Answer(NamedTuple):
 
 def chunk_conditions(images: Images, rows: np.ndarray) -> Iterator[tuple[Condition, Tensor]]:
     "The clean images of a chunk, and each corruption of them."
-    clean, keys, name = images.evaluation(rows), images.data.image_hashes[rows], images.data.name
-    yield Condition("clean", 0.0, name), clean
+    resized, keys, name = images.resized(rows), images.data.image_hashes[rows], images.data.name
+    yield Condition("clean", 0.0, name), images.laid_out(resized)
     for corruption in CORRUPTIONS:
         for severity in SEVERITIES:
-            changed = corrupt(clean, corruption, severity, keys)
+            changed = corrupt(images.in_format(resized), corruption, severity, keys)
             yield Condition(corruption, float(severity), name), images.laid_out(changed)
 
 # %% ../../nbs/study/35_stress.ipynb #dropped
