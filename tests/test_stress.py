@@ -20,7 +20,7 @@ from thesis_ltc.study.experiment import Experiment
 from thesis_ltc.study.runs import load_images, run
 from thesis_ltc.study.stress import SCORES, STRESS, StressError, stress
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
-from thesis_ltc.training.trunk import TrunkError
+from thesis_ltc.training.trunk import TrunkError, TrunkHasChanged
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = TINY | {"image_size": 48, "epochs": 2, "learning_rate": 1e-3, "device": "cpu"}
@@ -201,6 +201,12 @@ def test_images_that_the_trunk_has_seen_are_not_scored(unit, tmp_path) -> None:
     assert row["set"] == "row-order" and row["images"] == sum(unseen) < len(other)
 
     (folder / STRESS).unlink()
+    weights, state = load_tensors(trunk / "model.safetensors")
+    other_weights = {name: 2 * tensor for name, tensor in weights.items()}
+    save_tensors(trunk / "model.safetensors", other_weights, state)
+    with pytest.raises(TrunkHasChanged, match=f"but the run was trained on {record['trunk']['trunk']}"):
+        stress([folder], data, [other])
+    assert not (folder / STRESS).exists()
     trunk.rename(trunk.with_name("elsewhere"))
     with pytest.raises(TrunkError, match="no finished run"):
         stress([folder], data, [other])
