@@ -17,6 +17,7 @@ from thesis_ltc.data.sources import cached
 from thesis_ltc.study import Experiment, run
 from thesis_ltc.study.plan import load_plans
 from thesis_ltc.study.shelf import Shelf, find_shelves, publish
+from thesis_ltc.training import loop
 from thesis_ltc.training.trunk import cached_folder, write_maps
 
 EPOCHS = 5 if SOAK else 3
@@ -33,8 +34,10 @@ class Scenario:
     go_on: Callable[[Path, str, list[Operation]], None]     # raises an error if something is lost
 
 
-def without_echo(place: Path, seed: int = 0) -> None:
-    run(TINY, seed, place, echo=lambda history: None)
+def without_echo(place: Path, seed: int = 0, every: int = 1) -> None:
+    "A run with a checkpoint after every so many epochs, and after the last."
+    with patch.object(loop, "is_due", lambda trainings: (len(trainings[0].history) + 1) % every == 0):
+        run(TINY, seed, place, echo=lambda history: None)
 
 
 def named(done: list[Operation], target: str) -> int:
@@ -42,8 +45,8 @@ def named(done: list[Operation], target: str) -> int:
     return sum(found.name == "rename" and found.target.endswith(target) for found in done)
 
 
-def training(home: Path) -> Scenario:
-    "The same bits; no epoch is trained again but one whose checkpoint was lost, and none after the record."
+def training(home: Path, every: int = 1) -> Scenario:
+    "The same bits; no epoch is trained again but those whose checkpoint was lost, and none after the record."
     without_echo(home / "undisturbed")
     expected = outcome(home / "undisturbed")
 
@@ -51,11 +54,17 @@ def training(home: Path) -> Scenario:
         trained = []
         run(TINY, 0, place, echo=trained.append)
         assert outcome(place) == expected
-        left = EPOCHS - named(kept, "/checkpoint.safetensors") + ("checkpoint" in lost)
+        checkpoints = named(kept, "/checkpoint.safetensors") - ("checkpoint" in lost)
+        left = EPOCHS - min(EPOCHS, every * checkpoints)
         left = 0 if named(kept, "/record.json") else left
         assert len(trained) <= left, f"{len(trained)} epochs were trained, where {left} were left"
 
-    return Scenario({}, without_echo, go_on)
+    return Scenario({}, lambda place: without_echo(place, every=every), go_on)
+
+
+def training_with_few_checkpoints(home: Path) -> Scenario:
+    "As `training`, with a checkpoint every second epoch."
+    return training(home, every=2)
 
 
 def plan_of(runs: Path, seeds: list[int]) -> dict:
@@ -197,4 +206,5 @@ def keeping_maps(home: Path) -> Scenario:
     return Scenario({}, make, go_on)
 
 
-SCENARIOS = (training, publishing, publishing_again, caching, saving, packing, choosing, keeping_maps)
+SCENARIOS = (training, training_with_few_checkpoints, publishing, publishing_again, caching, saving, packing,
+             choosing, keeping_maps)

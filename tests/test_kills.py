@@ -20,23 +20,35 @@ EPOCHS = 20
 VALUES = TINY | {"epochs": EPOCHS}
 
 
-def train(directory: str, slow_disk: float) -> None:
+def train(directory: str, slow_disk: float, every: int = 0, last: int = 0) -> None:
     """In a process of its own: one seed, on a disk whose every flush takes `slow_disk` seconds.
 
-    Each epoch leaves the process's number in the file `trainers`.
+    Each epoch leaves the process's number in the file `trainers`. A checkpoint is written every few seconds,
+    or after every so many epochs. After the `last` epoch the process is killed.
     """
     from thesis_ltc.study import Experiment, run, runs
+    from thesis_ltc.training import loop
 
     # A second runner waits for the first, on a busy machine too.
     runs.LOCK_WAIT = 240.0
     flush = os.fsync
     os.fsync = lambda fd: (time.sleep(slow_disk), flush(fd))
+    if every:
+        loop.is_due = lambda trainings: (len(trainings[0].history) + 1) % every == 0
 
     def sign(history: list) -> None:
         with open(Path(directory) / "trainers", "a") as file:
             file.write(f"{os.getpid()}\n")
+        if len(history) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     run(Experiment(**VALUES), 0, directory, echo=sign)
+
+
+def epochs_trained(directory: Path) -> int:
+    "Epochs that any process has trained, those included that a kill has cost."
+    path = directory / "trainers"
+    return len(path.read_text().split()) if path.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +128,8 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
     dice = random.Random(number)
     for kind in kinds:
         before, slow = epochs_done(tmp_path), 0.2 if kind in ("writing", "at the end") else 0.05
-        process = processes.Process(target=train, args=(str(tmp_path), slow))
+        every = 0 if kind == "at the end" else 1 + (kind == "anywhere")
+        process = processes.Process(target=train, args=(str(tmp_path), slow, every))
         process.start()
         assert wait_until(partial(is_training, tmp_path, process), process), EARLY
         if kind == "anywhere":
@@ -133,6 +146,21 @@ def test_forked_runs_killed_at_every_kind_of_instant(processes, expected, tmp_pa
     report(f"kills_of_runs_{number}", kills=len(kinds), lost=0)
 
 
+def test_a_kill_costs_the_epochs_since_the_last_checkpoint_and_no_bit(processes, expected, tmp_path):
+    "A checkpoint every third epoch; kills before the first, at it, and after the second."
+    trained = 0
+    for last, safe in ((2, 0), (3, 3), (8, 6)):
+        before = epochs_done(tmp_path)
+        process = processes.Process(target=train, args=(str(tmp_path), 0.0, 3, last))
+        process.start()
+        process.join()
+        trained += last - before
+        assert process.exitcode == -signal.SIGKILL and epochs_done(tmp_path) == safe
+        assert read_status(seed_folder(tmp_path))["epoch"] == safe and epochs_trained(tmp_path) == trained
+    train_undisturbed(processes, tmp_path)
+    assert outcome(tmp_path) == expected and epochs_trained(tmp_path) == trained + EPOCHS - 6
+
+
 def papermill(directory: Path) -> subprocess.Popen:
     values = [part for name, value in VALUES.items() for part in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", "nbs/experiments/run.ipynb", str(directory / "out.ipynb"),
@@ -142,31 +170,41 @@ def papermill(directory: Path) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", range(4 if SOAK else 1))
 def test_notebooks_killed_apart_from_their_kernels(expected, tmp_path, number):
-    "3 kills of papermill's process, whose kernel is then an orphan, and 3 of the kernel under it."
+    """3 kills of papermill's process, whose kernel is then an orphan, and 3 of the kernel under it.
+
+    An orphan notices between two batches, and leaves a checkpoint of its last whole epoch, unless Jupyter,
+    which asks every second, ends it before.
+    """
     for turn in range(6):
-        process = papermill(tmp_path)
-        before = epochs_done(tmp_path)
-        assert wait_until(reached("after", tmp_path, process, before), process), EARLY
+        before, process = epochs_done(tmp_path), papermill(tmp_path)
+        assert wait_until(psutil.Process(process.pid).children, process), EARLY
         kernel = psutil.Process(process.pid).children()[0]
+        assert wait_until(partial(is_training, tmp_path, kernel), process), EARLY
+        time.sleep(0.3)
         (kernel if turn % 2 else process).kill()
         process.wait()  # without its kernel, papermill gives up by itself
         assert not psutil.wait_procs([kernel], timeout=10)[1], "an orphaned kernel went on"
+        status = read_status(seed_folder(tmp_path))
+        assert status["state"] in ("killed", "interrupted")
+        assert before <= epochs_done(tmp_path) == status["epoch"]
     assert papermill(tmp_path).wait() == 0
     assert outcome(tmp_path) == expected
     report(f"kills_of_notebooks_{number}", kills=6, lost=0)
 
 
 def test_sigterm_stops_with_a_clear_status(processes, expected, tmp_path):
-    process = processes.Process(target=train, args=(str(tmp_path), 0.02))
+    "And with a checkpoint of the last whole epoch, although none was due."
+    process = processes.Process(target=train, args=(str(tmp_path), 0.02, EPOCHS))
     process.start()
-    assert wait_until(lambda: epochs_done(tmp_path) >= 2, process)
+    assert wait_until(lambda: epochs_trained(tmp_path) >= 2, process)
+    assert epochs_done(tmp_path) == 0
     process.terminate()
     process.join()
     status = read_status(seed_folder(tmp_path))
     assert process.exitcode == 1 and status["state"] == "interrupted"
     assert status["epoch"] >= 2
     assert f"the same command goes on after epoch {status['epoch']}" in status["message"]
-    assert epochs_done(tmp_path) == status["epoch"]
+    assert epochs_done(tmp_path) == status["epoch"] == epochs_trained(tmp_path)
     train_undisturbed(processes, tmp_path)
     assert outcome(tmp_path) == expected
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from thesis_ltc.core.files import read_json, write_json
 from thesis_ltc.data import load
 from thesis_ltc.data.augment import preprocess
 from thesis_ltc.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt
@@ -19,7 +20,7 @@ from thesis_ltc.study.experiment import Experiment
 from thesis_ltc.study.runs import load_images, run
 from thesis_ltc.study.stress import SCORES, STRESS, StressError, stress
 from thesis_ltc.training.checkpoint import load_tensors, save_tensors
-from thesis_ltc.training.trunk import TrunkError
+from thesis_ltc.training.trunk import TrunkError, TrunkHasChanged
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = TINY | {"image_size": 48, "epochs": 2, "learning_rate": 1e-3, "device": "cpu"}
@@ -200,7 +201,46 @@ def test_images_that_the_trunk_has_seen_are_not_scored(unit, tmp_path) -> None:
     assert row["set"] == "row-order" and row["images"] == sum(unseen) < len(other)
 
     (folder / STRESS).unlink()
+    weights, state = load_tensors(trunk / "model.safetensors")
+    other_weights = {name: 2 * tensor for name, tensor in weights.items()}
+    save_tensors(trunk / "model.safetensors", other_weights, state)
+    with pytest.raises(TrunkHasChanged, match=f"but the run was trained on {record['trunk']['trunk']}"):
+        stress([folder], data, [other])
+    assert not (folder / STRESS).exists()
     trunk.rename(trunk.with_name("elsewhere"))
     with pytest.raises(TrunkError, match="no finished run"):
         stress([folder], data, [other])
     assert stress([folder], data) == [folder / STRESS]   # the own set needs no trunk
+
+
+def test_contrast_is_lost_on_a_network_that_normalises_images(unit, tmp_path) -> None:
+    "Corrupted first, normalised afterwards; a trunk and its heads must agree on it."
+    data, folders = unit
+    normalising = Experiment(**SMALL | {"head": "fc", "normalise_image": True})
+    silent = {"data": data, "echo": lambda history: None}
+    record = run(normalising, 0, tmp_path, **silent)
+    trunk = tmp_path / record["id"] / "seed0"
+    of_head = run(replace(normalising, head="z-fc", trunk=str(trunk), passes=1), 0, tmp_path, **silent)
+    head = tmp_path / of_head["id"] / "seed0"
+    with pytest.raises(StressError, match="normalise_image=False, but the first run has True"):
+        stress([trunk, folders[0]], data)
+    assert stress([trunk, head], data) == [trunk / STRESS, head / STRESS]
+    stress(folders[:1], data)
+    for folder, is_kept in ((trunk, True), (head, True), (folders[0], False)):
+        table = table_of(folder)
+        losses = table.loc[["contrast"]].log_loss
+        assert np.allclose(losses, table.loc[("clean", 0)].log_loss, atol=1e-4) == is_kept, folder
+        assert not np.allclose(table.loc[["noise"]].log_loss, table.loc[("clean", 0)].log_loss, atol=1e-3)
+
+
+def test_records_from_before_images_could_be_normalised_are_alike(unit) -> None:
+    data, folders = unit
+    path = folders[1] / "record.json"
+    before = path.read_text()
+    record = read_json(path)
+    del record["experiment"]["normalise_image"]
+    try:
+        write_json(path, record)
+        assert stress(folders[:2], data) == [folder / STRESS for folder in folders[:2]]
+    finally:
+        path.write_text(before)

@@ -19,6 +19,7 @@ from thesis_ltc.study.plan import JOB, files_missing, make_plan, start_command, 
 from thesis_ltc.study.shelf import Shelf, publish, run_places
 from thesis_ltc.study.stress import STRESS
 from thesis_ltc.study.unit import run_unit
+from thesis_ltc.training import resume
 from thesis_ltc.training.checkpoint import read_status
 
 pytestmark = pytest.mark.timeout(600)
@@ -204,7 +205,8 @@ def test_each_trunk_of_a_study_is_trained_again_for_its_heads(finished, tmp_path
 
 
 def train_slowly(job: str) -> None:
-    "In a process of its own: a unit, on a disk whose every flush takes a while."
+    "In a process of its own: a unit, a checkpoint each epoch, on a disk whose every flush takes a while."
+    resume.SAVE_SECONDS = 0.0
     flush = os.fsync
     os.fsync = lambda descriptor: (time.sleep(0.03), flush(descriptor))
     run_unit(read_json(job))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPRODUCED', 'DIFFERS', 'NOT_CHECKABLE', 'REPLAYED_EPOCHS', 'TIMES', 'SMALLEST', 'Replay', 'NotCheckable',
-           'find_images', 'find_trunk_run', 'check_hardware', 'resolve_record', 'Difference', 'replay_experiment',
+           'find_images', 'find_recorded_trunk', 'check_hardware', 'resolve_record', 'Difference', 'replay_experiment',
            'imprint_differences', 'history_differences', 'make_trainings', 'history_difference', 'judge', 'confirm',
            'keep_answers', 'by_experiment', 'train_trunk_again']
 
@@ -41,7 +41,7 @@ from ..training.imprint import replay
 from ..training.loop import fit_all
 from ..training.recipe import reproducible, resolve_precision
 from ..training.steps import Training
-from ..training.trunk import TrunkError, read_trunk
+from ..training.trunk import TrunkError, TrunkHasChanged, trunk_of_run
 
 # %% ../../nbs/study/75_confirmation.ipynb #replay-class
 REPRODUCED, DIFFERS, NOT_CHECKABLE = "reproduced", "differs", "not checkable here"
@@ -74,18 +74,16 @@ def find_images(experiment: Experiment) -> ImageSet:
         raise NotCheckable(f"its images are missing: {str(error)[:120]}") from error
 
 
-def find_trunk_run(record: Record, runs: Path) -> str | None:
+def find_recorded_trunk(record: Record, runs: Path) -> str | None:
     "Where the trunk of a record lies, None if it has none; raises NotCheckable if its weights are gone."
     if record.trunk is None:
         return None
-    place = runs / record.trunk.name
     try:
-        trunk = read_trunk(str(place.resolve()))
+        return str(trunk_of_run(record.trunk.name, record.trunk.trunk, runs).folder)
+    except TrunkHasChanged as error:
+        raise NotCheckable(f"the trunk {record.trunk.run} here has other weights") from error
     except TrunkError as error:
         raise NotCheckable(f"the weights of its trunk, {record.trunk.run}, are gone") from error
-    if trunk.hash != record.trunk.trunk:
-        raise NotCheckable(f"the trunk {record.trunk.run} here has other weights")
-    return str(place.resolve())
 
 
 def check_hardware(record: Record) -> None:
@@ -107,7 +105,7 @@ def resolve_record(record: Record, runs: Path) -> tuple[ResolvedExperiment, Imag
     except HeadError as error:
         raise NotCheckable(f"this code can't read its head: {error}") from error
     data = find_images(experiment)
-    job = resolve(replace(experiment, trunk=find_trunk_run(record, runs)), data)
+    job = resolve(replace(experiment, trunk=find_recorded_trunk(record, runs)), data)
     return job, data
 
 # %% ../../nbs/study/75_confirmation.ipynb #take-steps

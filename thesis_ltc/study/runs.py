@@ -391,7 +391,7 @@ def train_seeds(
     check: Callable[[], None],           # raises Interrupted to stop
     show: Callable[[Histories], None],
 ) -> dict[int, Exception]:               # of each seed that failed, why
-    "Train seeds from their last whole epoch, and write results; each status says how its seed ended."
+    "Train seeds from their last saved epoch, and write results; each status says how its seed ended."
     statuses = {seed: Status(block.folder(seed), block.job.experiment.epochs) for seed in seeds}
     for status in statuses.values():
         make_folder(status.folder)
@@ -411,7 +411,7 @@ def train_seeds(
             else:
                 failures[seed] = error
             said = f"{type(error).__name__}: {error}" if error else ""
-            statuses[seed].write("failed" if error else "done", len(training.history), said)
+            statuses[seed].write("failed" if error else "done", training.saved, said)
             del statuses[seed]
     except BaseException as error:
         report_end(error, statuses, trainings)
@@ -420,23 +420,20 @@ def train_seeds(
 
 # %% ../../nbs/study/30_runs.ipynb #make-training
 def make_training(block: Block, prepared: Prepared, seed: int, status: Status) -> Training:
-    "The training of a seed, which writes its status and calls `echo` after each epoch."
-    def begin(epochs: int) -> None:
+    "The training of a seed, which calls `echo` after each epoch and writes its status with each checkpoint."
+    def note(epochs: int) -> None:
         status.write("running", epochs)
 
-    def report(history: list[dict]) -> None:
-        status.write("running", len(history))
-        if block.echo is not None:
-            block.echo(history)
-
-    recipe = block.job.recipe(seed)
-    return Training(prepared.network(seed), recipe, status.folder, begin, report)
+    echo = block.echo or (lambda history: None)
+    return Training(
+        prepared.network(seed), block.job.recipe(seed), status.folder, on_begin=note, on_epoch=echo,
+        before_save=status.refuse_other_writer, on_save=note)
 
 
 def report_end(error: BaseException, statuses: Mapping[int, Status], trainings: Sequence[Training]) -> None:
     "Write into the status of each unfinished seed how it was ended."
     is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
-    done = {training.recipe.seed: len(training.history) for training in trainings}
+    done = {training.recipe.seed: training.saved for training in trainings}
     for seed, status in statuses.items():
         epochs = done.get(seed, 0)
         said = f"{type(error).__name__}: {error}"

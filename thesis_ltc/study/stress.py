@@ -6,8 +6,8 @@
 __all__ = ['SHARES', 'DRAWS', 'SCORES', 'ALIKE', 'BATCH', 'MANY', 'TOLERANCE', 'Table', 'STRESS', 'Condition', 'conditions_of',
            'StressError', 'TrainedRun', 'read_run', 'check_alike', 'make_maps', 'pooled', 'mean_inputs', 'Answer',
            'chunk_conditions', 'dropped_answers', 'chunk_answers', 'gather', 'mean_scores', 'table_row',
-           'differs_from_record', 'own_tables', 'trunk_folder', 'pictures_known', 'other_rows', 'plain_answers',
-           'is_stressed', 'write_table', 'stress', 'stress_group', 'check_across']
+           'differs_from_record', 'own_tables', 'pictures_known', 'other_rows', 'plain_answers', 'is_stressed',
+           'write_table', 'stress', 'stress_group', 'check_across']
 
 # %% ../../nbs/study/35_stress.ipynb #imports
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ from ..training.checkpoint import load_model, load_tensors
 from ..training.inputs import Images
 from ..training.objective import metrics
 from ..training.recipe import Recipe, autocast, reproducible
-from ..training.trunk import chunks, find_trunk, is_run, pictures_seen, read_trunk, weights_hash
+from ..training.trunk import chunks, pictures_seen, trunk_of_run, weights_hash
 
 # %% ../../nbs/study/35_stress.ipynb #conditions
 class Condition(NamedTuple):
@@ -101,19 +101,20 @@ def read_run(folder: Path, record: Record, classes: int) -> TrainedRun:
     return TrainedRun(folder, record, experiment, model, weights_hash(backbone))
 
 # %% ../../nbs/study/35_stress.ipynb #check-alike
-ALIKE = ("limit", "image_size", "precision", "memory_format", "device", "threads")
+ALIKE = ("limit", "image_size", "normalise_image", "precision", "memory_format", "device", "threads")
 
 
 def check_alike(records: dict[Path, Record], data: ImageSet) -> None:
     "Raise StressError for runs of other images than these, or that differ in how images are read."
-    first, *_ = records.values()
+    default = vars(Experiment())   # of fields that joined after a record was made
+    first, *_ = (default | record.experiment for record in records.values())
     for folder, record in records.items():
         if record.data.hash != data.digest:
             got = f"{folder} was trained on {record.data.name}, split {record.data.split!r}"
             here = f"{data.name}, split {data.split_name!r}"
             raise StressError(f"{got}, but the images here are {here}; load its images")
         for name in ALIKE:
-            found, expected = record.experiment.get(name), first.experiment.get(name)
+            found, expected = record.experiment.get(name, default[name]), first[name]
             if found != expected:
                 raise StressError(f"{folder} has {name}={found!r}, but the first run has {expected!r}; "
                                   "test them in separate calls")
@@ -161,11 +162,11 @@ class Answer(NamedTuple):
 
 def chunk_conditions(images: Images, rows: np.ndarray) -> Iterator[tuple[Condition, Tensor]]:
     "The clean images of a chunk, and each corruption of them."
-    clean, keys, name = images.evaluation(rows), images.data.image_hashes[rows], images.data.name
-    yield Condition("clean", 0.0, name), clean
+    resized, keys, name = images.resized(rows), images.data.image_hashes[rows], images.data.name
+    yield Condition("clean", 0.0, name), images.laid_out(resized)
     for corruption in CORRUPTIONS:
         for severity in SEVERITIES:
-            changed = corrupt(clean, corruption, severity, keys)
+            changed = corrupt(images.in_format(resized), corruption, severity, keys)
             yield Condition(corruption, float(severity), name), images.laid_out(changed)
 
 # %% ../../nbs/study/35_stress.ipynb #dropped
@@ -272,23 +273,17 @@ def own_tables(
     return tables
 
 # %% ../../nbs/study/35_stress.ipynb #seen
-def trunk_folder(folder: Path, record: Record) -> Path:
-    "Directory of a run's trunk, beside the run or below `runs/`; TrunkError if there is none."
-    name = record.trunk.name
-    beside = folder.parent.parent / name
-    return beside if is_run(beside) else find_trunk(name)
-
-
 def pictures_known(folder: Path, record: Record) -> frozenset[str]:
-    "Pictures that a run or its trunk was trained on or chosen by; StressError if it can't be told."
+    """Pictures that a run or its trunk was trained on or chosen by.
+
+    Raises: StressError if it can't be told, TrunkError if the trunk is gone, or is another.
+    """
     pictures = pictures_seen(folder)
     if not pictures:
         raise StressError(f"{folder / 'predictions.parquet'} names no training pictures; run it again")
     if record.trunk is None:
         return frozenset(pictures)
-    place = trunk_folder(folder, record)
-    if read_trunk(str(place)).hash != record.trunk.trunk:
-        raise StressError(f"{place} is no longer the trunk of {folder}; its weights have changed")
+    place = trunk_of_run(record.trunk.name, record.trunk.trunk, folder.parent.parent).folder
     return frozenset(pictures) | pictures_known(place, parse_record((place / "record.json").read_bytes()))
 
 # %% ../../nbs/study/35_stress.ipynb #other-set
@@ -360,7 +355,7 @@ def stress(
 
     Columns: condition, level, set, images, accuracy, auc, f1, log_loss, brier, ece.
     Raises StressError for runs of other images, or whose clean scores aren't the record's, RecordError and
-    CheckpointError for damaged runs, and TrunkError, with `across`, if a trunk is missing.
+    CheckpointError for damaged runs, and TrunkError, with `across`, if a trunk is gone or has other weights.
     """
     records = {Path(folder): parse_record((Path(folder) / "record.json").read_bytes()) for folder in folders}
     if not records:

@@ -61,12 +61,20 @@ class Images:
 
     def evaluation(self, rows: np.ndarray) -> Tensor:
         "Images of some rows, resized, not augmented."
-        return self.laid_out(preprocess(pixels(self.data, rows, self.recipe), self.recipe.image_size))
+        return self.laid_out(self.resized(rows))
+
+    def resized(self, rows: np.ndarray) -> Tensor:
+        "Images of some rows in 0..1 at the size that the network sees, before any normalisation."
+        return preprocess(pixels(self.data, rows, self.recipe), self.recipe.image_size)
 
     def laid_out(self, images: Tensor) -> Tensor:
         "The images in the recipe's memory format, normalised if the recipe says so."
         if self.recipe.normalise_image:
             images = normalise_images(images)
+        return self.in_format(images)
+
+    def in_format(self, images: Tensor) -> Tensor:
+        "The images in the recipe's memory format."
         return images.to(memory_format=MEMORY_FORMATS[self.recipe.memory_format])
 
 # %% ../../nbs/training/22_inputs.ipynb #predict

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADVICE', 'NonFinite', 'non_finite_step', 'train_epoch', 'history_row', 'non_finite_logits', 'end_epoch',
-           'Interrupted', 'interruptible', 'fit_all', 'furthest_behind', 'fit_epoch', 'fit']
+           'Interrupted', 'interruptible', 'saving', 'fit_all', 'furthest_behind', 'fit_epoch', 'fit']
 
 # %% ../../nbs/training/30_loop.ipynb #21d1b9ea
 import math
@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from ..core.provenance import imprint_digest
 from ..data.imageset import ImageSet
+from .checkpoint import RunIsBusy
 from .imprint import FirstSteps
 from .inputs import Images, predict
 from .objective import score
 from .recipe import Recipe, scheduled_rate
-from .resume import resume, save_epoch
+from .resume import hold_epoch, is_due, resume, save_epoch
 from .steps import Learner, Training, epoch_steps
 
 # %% ../../nbs/training/30_loop.ipynb #nonfinite
@@ -91,12 +92,14 @@ def end_epoch(
     data: ImageSet,
     check: Callable[[], None],
     inputs: Images,
+    is_time: bool,                # to write its checkpoint
 ) -> None:
-    "Validate a training after an epoch, write its checkpoint, and report its history."
+    "Validate a training after an epoch, keep or write its checkpoint, and report its history."
     began, rows = time.perf_counter(), data.rows("val")
     logits = predict(training.model, data, rows, training.recipe, check, inputs)
     training.failure = non_finite_logits(logits, data, row["epoch"])
     if training.failure:
+        save_epoch(training)   # the one before
         return
     scores = score(logits, data.labels[rows], training.recipe.objective)
     row |= {f"val_{name}": scores[name] for name in ("loss", "accuracy", "f1", "auc")}
@@ -104,7 +107,9 @@ def end_epoch(
     training.history.append(row)
     if row["epoch"] == 1:
         training.environment["imprint"] = imprint_digest(training.imprint)
-    save_epoch(training)
+    hold_epoch(training)
+    if is_time or training.is_over:
+        save_epoch(training)
     training.on_epoch(training.history)
 
 # %% ../../nbs/training/30_loop.ipynb #interruptible
@@ -133,6 +138,18 @@ def interruptible() -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
+# %% ../../nbs/training/30_loop.ipynb #saving
+@contextmanager
+def saving(trainings: list[Training]) -> Iterator[None]:
+    "Inside, an error or a signal leaves the last whole epoch of each training on the disk."
+    try:
+        yield
+    except BaseException:
+        for training in trainings:
+            with suppress(OSError, RunIsBusy):   # the disk may be full: the first error is the one to show
+                save_epoch(training)
+        raise
+
 # %% ../../nbs/training/30_loop.ipynb #fit-all
 def fit_all(
     trainings: list[Training],                  # of one recipe, each with its own seed
@@ -146,15 +163,16 @@ def fit_all(
     inputs = inputs or Images(data, trainings[0].recipe)
     resume(trainings, data, inputs, learner, check)
     current: Learner | None = None
-    while group := furthest_behind(trainings):
-        if current is None or current.trainings != group:
-            if current is not None:
-                current.release()
-            current = learner(group)
-        fit_epoch(current, data, check, inputs)
-        histories = [training.history for training in group if training.failure is None]
-        if histories:
-            on_epoch(histories)
+    with saving(trainings):
+        while group := furthest_behind(trainings):
+            if current is None or current.trainings != group:
+                if current is not None:
+                    current.release()
+                current = learner(group)
+            fit_epoch(current, data, check, inputs)
+            histories = [training.history for training in group if training.failure is None]
+            if histories:
+                on_epoch(histories)
     if current is not None:
         current.release()
 
@@ -167,15 +185,16 @@ def furthest_behind(trainings: list[Training]) -> list[Training]:
 
 
 def fit_epoch(learner: Learner, data: ImageSet, check: Callable[[], None], inputs: Images) -> None:
-    "Train, validate and save one epoch of a learner's trainings."
+    "Train and validate one epoch of a learner's trainings, and save it if it is time."
     epoch, began = len(learner.trainings[0].history) + 1, time.perf_counter()
     rows = train_epoch(learner, data, epoch, check, inputs)
-    seconds = (time.perf_counter() - began) / len(rows)
+    seconds, is_time = (time.perf_counter() - began) / len(rows), is_due(learner.trainings)
     for training, row in zip(learner.trainings, rows, strict=True):
         if isinstance(row, NonFinite):
             training.failure = row
+            save_epoch(training)   # the one before
         else:
-            end_epoch(training, {"epoch": epoch, **row}, seconds, data, check, inputs)
+            end_epoch(training, {"epoch": epoch, **row}, seconds, data, check, inputs, is_time)
 
 # %% ../../nbs/training/30_loop.ipynb #fit
 def fit(
