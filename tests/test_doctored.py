@@ -33,8 +33,17 @@ from thesis_ltc.study.consistency import (
     shelf_faults,
 )
 from thesis_ltc.study.crate import CRATE, HISTORIES, PLAN, PREDICTIONS, RECORDS, REPLAYS, write_crate
-from thesis_ltc.study.runs import run_all
-from thesis_ltc.study.shelf import Shelf, checksums_of, find_shelves, run_places, shelf_predictions
+from thesis_ltc.study.runs import load_images, run_all
+from thesis_ltc.study.shelf import (
+    Shelf,
+    checksums_of,
+    find_shelves,
+    parts_on,
+    run_places,
+    shelf_predictions,
+    write_shelf,
+)
+from thesis_ltc.study.stress import STRESS, stress
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -59,6 +68,27 @@ def shelf(tmp_path_factory) -> Path:
     write_json(folder / REPLAYS, {"experiments": {}})
     protect(folder)
     assert shelf_faults(folder) == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stressed(tmp_path_factory) -> Path:
+    "A trunk of the study `ct-folds` and two of its heads, one of which reads in steps, as a study."
+    published = Shelf(ROOT / "results" / "ct-folds")
+    there = set(run_places(published.plan))
+    cells = [cell for cell in published.plan["cells"] if f"{cell['id']}/seed{cell['seeds'][0]}" in there]
+    one = next(cell for cell in cells if cell["head"] == "ncp-z")
+    other = next(cell for cell in cells if cell["head"] == "fc" and cell["trunk"] == one["trunk"])
+    trunk = next(trunk for trunk in published.plan["trunks"] if one["trunk"].startswith(trunk["id"]))
+    parts = parts_on(published)
+    plan = {key: value for key, value in published.plan.items() if key != "waiting"}
+    cells = [cell | {"seeds": cell["seeds"][:1]} for cell in (other, one)]
+    plan |= {"cells": cells, "trunks": [trunk | {"seeds": [int(one["trunk"].rpartition("/seed")[2])]}]}
+    folder = tmp_path_factory.mktemp("results") / "ct-folds"
+    folder.mkdir()
+    write_shelf(folder, plan, {place: parts[place] for place in run_places(plan)})
+    write_crate(folder, folder.name)
+    assert shelf_faults(folder) == [] and Shelf(folder).stress.id.nunique() == 2
     return folder
 
 
@@ -194,6 +224,91 @@ def test_every_column_of_a_table(copy, file):
                 silent.add(f"{file}: {column}, {when}")
     assert_known(silent)
     report(f"doctored_table_of_{Path(file).stem}", changes=2 * table.shape[1], lost=0)
+
+
+def stress_lines(folder: Path, table: pd.DataFrame) -> list[str]:
+    "What is said of a study whose scores under stress are others, and whose checksums were made again."
+    table.to_parquet(folder / STRESS, index=False)
+    protect(folder)
+    return shelf_faults(folder)
+
+
+def test_every_column_of_scores_under_stress(stressed, tmp_path):
+    "Of clean images, and of corrupted ones, whose scores nothing contradicts as long as they can be."
+    copy, silent = shutil.copytree(stressed, tmp_path / stressed.name), set()
+    table = pd.read_parquet(copy / STRESS).astype(dict.fromkeys(("id", "condition", "set"), object))
+    for column in table:
+        for row, when in ((0, "clean"), (1, "corrupted")):
+            doctored = table.copy()
+            value = doctored[column].iloc[row]
+            doctored.loc[row, column] = changed(value if isinstance(value, str) else value.item())
+            doctored.to_parquet(copy / STRESS, index=False)
+            said = faults_of(check_checksums, copy)
+            assert said and all(line.startswith(str(copy / STRESS)) for line in said)
+            found = faults_of(check_shelf_records, copy)
+            assert all(STRESS in line for line in found)
+            if not found:
+                silent.add(f"{STRESS}: {column}, {when}")
+    assert_known(silent)
+    assert {name for name in silent if "accuracy" in name or "clean" in name or "images" in name} == set()
+
+
+def test_scores_under_stress_are_those_of_the_plan(stressed, tmp_path):
+    copy = shutil.copytree(stressed, tmp_path / stressed.name)
+    table, plan = pd.read_parquet(copy / STRESS), read_json(copy / PLAN)
+    first, second = (f"{cell['id']}/seed{cell['seeds'][0]}" for cell in plan["cells"])
+    trunk = plan["trunks"][0]
+    rows = {place: table[table.id == place.partition("/")[0]] for place in (first, second)}
+    of_trunk = rows[first].assign(id=trunk["id"], seed=trunk["seeds"][0])
+    others = rows[second][rows[second].condition == "set"].index
+    moved = table.copy()
+    moved.loc[others, "images"] -= 1
+    found = {
+        f"{STRESS}, runs: its rows lack 1 of 2, first {first}": rows[second],
+        f"{STRESS}, runs: its rows have, beyond the plan, 1 of 2, first {trunk['id']}": (
+            pd.concat([table.astype({"id": str}), of_trunk])),
+        f"{STRESS}, runs: its rows are in another order": pd.concat([rows[second], rows[first]]),
+        f"{STRESS}, {second}, condition: the rows lack 3 of 30 conditions, first steps 0.125": (
+            table[table.condition != "steps"]),
+        f"{STRESS}, {first}, condition: the rows lack 1 of 27 conditions, first set on": (
+            table[table.condition != "set"]),
+        f"{STRESS}, {second}, condition: the rows are in another order than expected, or name": (
+            pd.concat([table, rows[second][-1:]])),
+        f"{STRESS}, {second}, images: is {table.images[others[0]] - 1}, but of ": moved,
+        f"{STRESS}, {first}, columns: are condition, level": table.drop(columns="ece"),
+    }
+    for expected, doctored in found.items():
+        said = stress_lines(copy, doctored)
+        assert any(expected in line for line in said), (expected, said)
+    assert stress_lines(copy, table) == []
+
+
+def test_a_study_that_asks_for_stress_has_its_table_and_no_other_has(stressed, tmp_path):
+    copy = shutil.copytree(stressed, tmp_path / stressed.name)
+    plan = read_json(copy / PLAN)
+    for asked, expected in (({"across": []}, "have, beyond the expected, 1 of 29 conditions, first set on"),
+                            (None, "runs: its rows have, beyond the plan, 2 of 0, first ")):
+        write_json(copy / PLAN, plan | {"stress": asked})
+        protect(copy)
+        assert any(STRESS in line and expected in line for line in shelf_faults(copy)), expected
+    write_json(copy / PLAN, plan)
+    (copy / STRESS).unlink()
+    protect(copy)
+    (said,) = shelf_faults(copy)
+    assert f"{STRESS}, runs: its rows lack 2 of 2, first {plan['cells'][0]['id']}" in said
+
+
+def test_scores_under_stress_of_a_run_that_is_not_published(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / run.parent.name / run.name)
+    stress([folder], load_images(Experiment(**read_json(folder / "record.json")["experiment"])))
+    table = pd.read_parquet(folder / STRESS)
+    assert run_faults(folder) == []
+    table.assign(auc=table.auc - 0.01).to_parquet(folder / STRESS, index=False)
+    (said,) = run_faults(folder)
+    assert said.startswith(f"{folder / STRESS}, auc: of clean images is ") and "but the record says" in said
+    table[1:].to_parquet(folder / STRESS, index=False)
+    (said,) = run_faults(folder)
+    assert f"{folder / STRESS}, condition: the rows lack 1 of 26 conditions, first clean" in said
 
 
 def test_a_table_of_three_bytes_an_image(copy):

@@ -13,6 +13,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from thesis_ltc.core.files import read_json
 from thesis_ltc.study import power
+from thesis_ltc.study.intervals import EQUAL
 from thesis_ltc.study.power import (
     PLAUSIBLE,
     ct_shape,
@@ -25,7 +26,6 @@ from thesis_ltc.study.power import (
 from thesis_ltc.study.ranking import from_accuracies
 from thesis_ltc.study.reliability import fit_mixed
 from thesis_ltc.study.resampling import (
-    EQUAL,
     Cluster,
     clusters_of,
     crossed_bootstrap,

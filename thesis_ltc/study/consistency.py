@@ -8,8 +8,8 @@ __all__ = ['DEFAULTS', 'ROUNDING', 'LICENCES', 'VALIDATED', 'BIN_ROUNDING', 'SIN
            'hard_scores', 'check_curves', 'recorded_recipe', 'planned_rates', 'soft_scores', 'over_pairs',
            'check_outputs', 'check_predicted', 'check_brief_outputs', 'check_neighbours', 'check_keys', 'idle_fields',
            'check_trunk_name', 'check_cell', 'check_plan', 'shelf_faults', 'check_shelf_records', 'check_places',
-           'check_tables', 'run_columns', 'check_checksums', 'check_files', 'run_faults', 'runs_faults',
-           'results_faults', 'rules_digest', 'remembered']
+           'check_tables', 'run_columns', 'check_stress', 'check_left_over', 'check_checksums', 'check_files',
+           'run_faults', 'runs_faults', 'results_faults', 'rules_digest', 'remembered']
 
 # %% ../../nbs/study/71_consistency.ipynb #imports
 import hashlib
@@ -35,6 +35,8 @@ from .experiment import Experiment, fields_without_effect, make_id, resolved_rec
 from .plan import named_with, plan_file_name
 from .record import Record, RecordError, Scores, parse_record
 from .shelf import Shelf, checksums_of, read_history, run_places
+from .stress import STRESS
+from .stress_checks import stress_faults
 from ..training.recipe import Recipe, best_epoch, scheduled_rate, stop_reason
 
 # %% ../../nbs/study/71_consistency.ipynb #faults
@@ -51,6 +53,11 @@ class Faults:
     def add(self, field: str, what: str) -> None:
         "Add a fault of a field."
         self.lines.append(f"{self.place}, {field}: {what}")
+
+    def add_all(self, faults: Iterable[tuple[str, str]]) -> None:
+        "Add faults of fields."
+        for field, what in faults:
+            self.add(field, what)
 
     def expect(self, field: str, found: Any, expected: Any, source: str) -> None:
         "Add a fault unless two values are equal."
@@ -431,6 +438,7 @@ def check_shelf_records(shelf: Shelf, lines: list[str]) -> None:
     check_neighbours((record, at[number]) for number, record in records.items())
     check_plan(shelf.plan, folder.name, records.values(), Faults(str(folder / PLAN), lines))
     check_tables(shelf, records, at, places, lines)
+    check_stress(shelf, records.values(), lines)
 
 
 def check_places(what: str, there: Sequence[str], places: Sequence[str], faults: Faults) -> None:
@@ -480,6 +488,41 @@ def run_columns(table: pd.DataFrame) -> list[tuple[str, dict[str, np.ndarray]]]:
         part = {name: column[rows] for name, column in columns.items()}
         runs.append((f"{part['id'][0]}/seed{part['seed'][0]}", part))
     return runs
+
+# %% ../../nbs/study/71_consistency.ipynb #check-stress
+def check_stress(shelf: Shelf, records: Iterable[Record], lines: list[str]) -> None:
+    "Find tables under stress that are missing or too many, and that contradict the plan or the records."
+    of_file, asked = Faults(str(shelf.folder / STRESS), lines), shelf.plan.get("stress")
+    heads = {cell["id"] for cell in shelf.plan["cells"]} if asked is not None else set()
+    expected = [place for place in run_places(shelf.plan) if place.rpartition("/seed")[0] in heads]
+    runs = run_columns(shelf.stress) if shelf.stress is not None else []
+    if runs or expected:
+        check_places("its rows", [place for place, _ in runs], expected, of_file)
+    by_place = {f"{record.id}/seed{record.seed}": record for record in records}
+    seen: dict[tuple, tuple[str, int]] = {}
+    for place, columns in runs:
+        if place not in expected or place not in by_place:
+            continue
+        record, of_run = by_place[place], Faults(f"{shelf.folder / STRESS}, {place}", lines)
+        table = {name: column for name, column in columns.items() if name not in ("id", "seed")}
+        of_run.add_all(stress_faults(record, table, asked["across"]))
+        check_left_over(record, place, table, seen, of_run)
+
+
+def check_left_over(
+    record: Record,
+    place: str,                                 # of its run
+    table: Mapping[str, np.ndarray],            # of its scores under stress
+    seen: dict[tuple, tuple[str, int]],         # of earlier runs: the place, and images of another set
+    faults: Faults,
+) -> None:
+    "Find another set of which not as many images are left as for an earlier run that saw the same pictures."
+    trunk = None if record.trunk is None else record.trunk.trunk
+    for row in np.flatnonzero(table["condition"] == "set"):
+        images, name = int(table["images"][row]), str(table["set"][row])
+        key = trunk, record.data.hash, record.experiment.get("limit"), name
+        other, expected = seen.setdefault(key, (place, images))
+        faults.expect("images", images, expected, f"of {name} {other}, which saw the same pictures, has")
 
 # %% ../../nbs/study/71_consistency.ipynb #checksums
 def check_checksums(shelf: Shelf, lines: list[str]) -> None:
@@ -536,6 +579,7 @@ UNCHECKED = {   # by field, as `fnmatch` has it: what follows from nothing else,
     "metrics.*.val.brier": "a shelf has the predictions of test images alone",
     "metrics.*.val.ece": "a shelf has the predictions of test images alone",
     f"{PREDICTIONS}: of many test images": "three bytes an image give no AUC, and nothing of the last epoch",
+    f"{STRESS}: *, corrupted": "needs the weights and the images",
     f"{HISTORIES}: train_loss*": "needs the logits of each step",
     f"{HISTORIES}: val_*, between": "needs the logits of that epoch; it is above the lowest loss",
     f"{PLAN}: question": "was written by its author", f"{PLAN}: hypothesis": "was written by its author",
@@ -563,6 +607,9 @@ def run_faults(folder: Path) -> list[str]:   # runs/<id>/seed<k>
                 part = table[table.split == split]
                 columns = {name: column.to_numpy() for name, column in part.items()}
                 check_outputs(record, columns, split, faults, of_outputs)
+        if (folder / STRESS).exists():
+            table = {name: column.to_numpy() for name, column in pd.read_parquet(folder / STRESS).items()}
+            Faults(str(folder / STRESS), lines).add_all(stress_faults(record, table))
     except Exception as error:  # noqa: BLE001, a file that was cut or changed may fail anywhere
         lines.append(f"{folder}: can't be read as a finished run ({type(error).__name__}: {error}); "
                      "delete it to run it again")
