@@ -104,7 +104,7 @@ def scores_between(
     factor, values = sides(pair)
     groups = [records[records["trunk.head"] == kind] for kind in kinds]
     gains = [paired_differences(group, factor, values, column) for group in groups]
-    tables = [gain.rename("gain").reset_index() for gain in gains]
+    tables = [gain.reset_index(name="gain") for gain in gains]
     names = cluster_columns(pd.concat(tables))
     one, other = (table.groupby(names or "trunk.hash").gain.mean() for table in tables)
     if min(len(one), len(other)) < 2:

@@ -178,7 +178,7 @@ def contrast(
     pairs = paired_differences(records, factor, values, f"{when}_test_{margin['metric']}")
     if not len(pairs):
         return Contrast(*names, 0, None, None, "undecided")
-    means = cluster_means(pairs.rename("difference").reset_index(), "difference")
+    means = cluster_means(pairs.reset_index(name="difference"), "difference")
     mean, n = float(means.mean()), len(means)
     if n == 1:
         return Contrast(*names, len(pairs), mean, None, "undecided", clusters=1)
