@@ -85,10 +85,14 @@ def set_name(evidence: Evidence) -> str:
 
 
 def place_text(evidence: Evidence) -> str:
-    "Where a comparison was made: the image set, what was trained, and the set of the trunk if it is another."
+    "Where a comparison was made: image set, what was trained, the trunk's set if it is another, its heads."
     trunk = evidence.comparison.where.get("trunk.data", evidence.data)
     foreign = "" if trunk == evidence.data else f" of {SETS.get(trunk, trunk)}"
-    return f"{set_name(evidence)} ({evidence.trained}{foreign})"
+    between = ""
+    if evidence.comparison.between:
+        _, (first, second) = sides(evidence.comparison.between)
+        between = f", trained by {first} minus by {second}"
+    return f"{set_name(evidence)} ({evidence.trained}{foreign}{between})"
 
 
 def joined(texts: Sequence[str]) -> str:
