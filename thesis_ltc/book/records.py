@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.processes import without_collector
 from ..heads.models import NAMED, head_name
 from ..heads.sentence import HeadError
 from ..study.consistency import DEFAULTS
@@ -103,12 +104,14 @@ def load_records(
     """
     rows: dict[tuple, dict] = {}
     broken: dict[str, str] = {}
-    for record, place, shelf in iterate_records(directories):
-        if isinstance(record, Exception):
-            broken[str(place)] = f"{type(record).__name__}: {record}"
-        else:
-            rows.setdefault((record.id, record.seed), record_row(record, place, shelf))
-    table = pd.DataFrame(list(rows.values()), columns=COLUMNS).sort_values(["id", "seed"], ignore_index=True)
+    with without_collector():   # halves the time
+        for record, place, shelf in iterate_records(directories):
+            if isinstance(record, Exception):
+                broken[str(place)] = f"{type(record).__name__}: {record}"
+            else:
+                rows.setdefault((record.id, record.seed), record_row(record, place, shelf))
+        table = pd.DataFrame(list(rows.values()), columns=COLUMNS)
+    table = table.sort_values(["id", "seed"], ignore_index=True)
     table.attrs["broken"] = Uncopied(broken)
     return table
 

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['M_TRIM_THRESHOLD', 'M_TOP_PAD', 'M_MMAP_MAX', 'KEPT', 'PATIENCE', 'GUARD', 'usable_cores', 'cgroup_shares',
-           'cgroup_folders', 'is_glibc', 'allocator_is_chosen', 'keep_memory', 'group_states', 'signal_group',
-           'end_group', 'exit_on', 'guarded', 'child_process']
+           'cgroup_folders', 'is_glibc', 'allocator_is_chosen', 'keep_memory', 'without_collector', 'group_states',
+           'signal_group', 'end_group', 'exit_on', 'guarded', 'child_process']
 
 # %% ../../nbs/core/30_processes.ipynb #cores-imports
 import ctypes
+import gc
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -78,6 +80,18 @@ def keep_memory() -> bool:
         return False
     return all([mallopt(option, number) for option, number in KEPT.items()])
 
+# %% ../../nbs/core/30_processes.ipynb #without-collector
+@contextmanager
+def without_collector() -> Iterator[None]:
+    "Inside, Python does not look for reference cycles: for code that makes many objects which stay."
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
 # %% ../../nbs/core/30_processes.ipynb #f672f133
 import glob
 import inspect
@@ -86,8 +100,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 # %% ../../nbs/core/30_processes.ipynb #end-group

@@ -63,7 +63,7 @@ def clean_faults(record: Record, table: Columns) -> list[Fault]:
         name, _, what = wrong.partition(" ")
         return [(name, f"of clean images {what}")]
     faults = []
-    is_same = abs(row["accuracy"] - best.accuracy) < 0.5 / row["images"]
+    is_same = not differs_from_record(row, record, may_turn=False)   # no image has another answer
     for name, most in NEAR.items():
         expected = getattr(best, name)
         if expected is None:
