@@ -12,7 +12,8 @@ from disk import Operation, crashes, logged, report, signature, write_tree
 from scenarios import SCENARIOS, Scenario, training
 
 # How many states there are at least.
-LEAST = {"training": 50, "publishing": 40, "publishing_again": 40, "saving": 15, "keeping_maps": 12}
+LEAST = {"training": 50, "training_with_few_checkpoints": 40, "publishing": 40, "publishing_again": 40,
+         "saving": 15, "keeping_maps": 12}
 
 
 def survive(name: str, scenario: Scenario, done: list[Operation], tmp_path: Path) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..heads.models import find_head
 from .record import Record
-from .stress import DRAWS, SCORES, Condition, conditions_of, differs_from_record
+from .stress import DRAWS, SCORES, Condition, conditions_of, differs_from_record, unlike
 
 # %% ../../nbs/study/37_stress_checks.ipynb #rows
 Columns = Mapping[str, np.ndarray]   # of a run's table, by name
@@ -63,7 +63,7 @@ def clean_faults(record: Record, table: Columns) -> list[Fault]:
         name, _, what = wrong.partition(" ")
         return [(name, f"of clean images {what}")]
     faults = []
-    is_same = not differs_from_record(row, record, may_turn=False)   # no image has another answer
+    is_same = not unlike(row, record)   # no image has another answer
     for name, most in NEAR.items():
         expected = getattr(best, name)
         if expected is None:
