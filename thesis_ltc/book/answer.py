@@ -6,14 +6,14 @@
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'WORDS', 'OPEN', 'DISAGREE', 'WIDER', 'LEADS', 'OWN_LEADS',
            'INCOMPLETE', 'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'REPORT_SIZE', 'REPORT_SETS', 'WIDER_STUDY', 'LIMITS',
            'MISSING', 'TRUNK', 'TRUNKS', 'SEEDS', 'NOT_COVERED', 'COVERED', 'WIDENING', 'ORDER', 'WIDENED', 'ANNOTATED',
-           'OURS', 'SECTIONS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name', 'place_text', 'joined',
-           'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text', 'by_direction', 'lead', 'dependence',
-           'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by', 'range_text', 'size_sentence',
-           'moves_sentence', 'move_text', 'missing_scopes', 'runs_of_both', 'records_of', 'answer', 'further',
-           'limits_sentence', 'primary_of', 'judge_published', 'sides_of', 'side_cell', 'evidence_row',
-           'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated', 'annotated_claim',
-           'margin_text', 'runs_links', 'differences_of', 'reasons_of', 'draw_primary', 'margins_text', 'figure_text',
-           'scope_box', 'scope_sentences', 'coverage_sentence', 'named_sentence']
+           'OURS', 'SECTIONS', 'NAMED', 'IN_ANALYSIS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
+           'place_text', 'joined', 'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text',
+           'by_direction', 'lead', 'dependence', 'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by',
+           'range_text', 'size_sentence', 'moves_sentence', 'move_text', 'missing_scopes', 'runs_of_both', 'records_of',
+           'answer', 'further', 'limits_sentence', 'primary_of', 'judge_published', 'sides_of', 'side_cell',
+           'evidence_row', 'probability_title', 'false_probability', 'false_cell', 'probability_text', 'annotated',
+           'annotated_claim', 'margin_text', 'runs_links', 'differences_of', 'reasons_of', 'draw_primary',
+           'margins_text', 'figure_text', 'scope_box', 'scope_sentences', 'coverage_sentence', 'named_sentence']
 
 # %% ../../nbs/book/42_answer.ipynb #answer-imports
 import html
@@ -559,6 +559,8 @@ def figure_text(judgement: Judgement) -> str:
     return "; ".join(texts)
 
 # %% ../../nbs/book/42_answer.ipynb #scope
+NAMED = 2   # statements that a sentence names; of more it says how many
+IN_ANALYSIS = ": {count}, which the page 6 Analysis lists"
 SCOPE = '<div class="admonition note"><p class="admonition-title">Scope</p>{lines}</div>'
 RUNS = "{place}: {train:,} training and {test:,} test images of {side} px, {width}, {epochs} epochs."
 
@@ -589,7 +591,8 @@ def scope_sentences(
     waiting = [f"“{one.claim.statement.removesuffix('.')}”" for one in judgements
                if one.verdict == NOT_RUN and one.claim.is_of_report]
     if waiting:
-        lines.append(f"Statements of the report that were not tested: {joined(waiting)}.")
+        found = f": {joined(waiting)}" if len(waiting) <= NAMED else IN_ANALYSIS.format(count=len(waiting))
+        lines.append(f"Statements of the report that were not tested{found}.")
     return [*lines, coverage_sentence(primary), named_sentence(primary), ORDER]
 
 
