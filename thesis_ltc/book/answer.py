@@ -6,8 +6,8 @@
 __all__ = ['SETS', 'DIFFERENCE', 'CHOSEN', 'SIDES', 'NO_ANSWER', 'WORDS', 'OPEN', 'DISAGREE', 'WIDER', 'LEADS', 'OWN_LEADS',
            'INCOMPLETE', 'SIZES', 'MOVE_WORDS', 'OUTCOMES', 'REPORT_SIZE', 'REPORT_SETS', 'WIDER_STUDY', 'LIMITS',
            'MISSING', 'TRUNK', 'TRUNKS', 'SEEDS', 'NOT_COVERED', 'COVERED', 'WIDENING', 'ORDER', 'WIDENED', 'ANNOTATED',
-           'OURS', 'SECTIONS', 'NAMED', 'IN_ANALYSIS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_name',
-           'place_text', 'joined', 'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text',
+           'OURS', 'SECTIONS', 'NAMED', 'IN_ANALYSIS', 'SCOPE', 'RUNS', 'difference_text', 'metric_name', 'set_title',
+           'set_name', 'place_text', 'joined', 'primary_sentences', 'rest_sentence', 'reason_of_doubt', 'signed_text',
            'by_direction', 'lead', 'dependence', 'claim_sentence', 'ranges_of', 'place_and_pairs', 'differences_by',
            'range_text', 'size_sentence', 'moves_sentence', 'move_text', 'missing_scopes', 'runs_of_both', 'records_of',
            'answer', 'further', 'limits_sentence', 'primary_of', 'judge_published', 'sides_of', 'side_cell',
@@ -79,15 +79,20 @@ def metric_name(evidence: Evidence) -> str:
     return NAMES.get(evidence.metric, evidence.metric)
 
 
+def set_title(name: str) -> str:
+    "An image set as a reader knows it."
+    return SETS.get(name, name)
+
+
 def set_name(evidence: Evidence) -> str:
     "The image set of a comparison, as a reader knows it."
-    return SETS.get(evidence.data, evidence.data)
+    return set_title(evidence.data)
 
 
 def place_text(evidence: Evidence) -> str:
     "Where a comparison was made: image set, what was trained, the trunk's set if it is another, its heads."
     trunk = evidence.comparison.where.get("trunk.data", evidence.data)
-    foreign = "" if trunk == evidence.data else f" of {SETS.get(trunk, trunk)}"
+    foreign = "" if trunk == evidence.data else f" of {set_title(trunk)}"
     between = ""
     if evidence.comparison.between:
         _, (first, second) = sides(evidence.comparison.between)

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['OF_A_WIRING', 'BATCHES', 'MEASURED', 'FRONT', 'OPEN', 'DOMINATED', 'PAIR', 'BESIDE', 'MINUS', 'STANDINGS', 'SO_FAR',
-           'WAYS', 'DISTANCES', 'PLACES', 'AMBIGUOUS', 'ALIGNED', 'KINDS', 'FEWEST_IN_BIN', 'LINES', 'cells_of',
-           'heads_everywhere', 'unit_counts', 'live_of_circuit', 'features_of_circuits', 'live_of', 'Cost',
-           'backbone_of', 'head_costs', 'is_busy', 'head_times', 'mean_drops', 'with_drops', 'split_scores',
-           'split_mean', 'Standing', 'standing_of', 'is_rival', 'standings', 'plain_contrast', 'OfSet', 'of_sets',
-           'live_cell', 'standing_cell', 'time_cells', 'cost_table', 'Measure', 'measures_of', 'Found', 'differences',
-           'Price', 'prices_of', 'cost_words', 'gain_words', 'lead_of', 'difference_sentence', 'standing_sentence',
-           'what_it_buys', 'label_boxes', 'shared_area', 'nearer_points', 'best_place', 'line_boxes', 'place_labels',
-           'write_label', 'head_kind', 'face_of', 'draw_point', 'draw_set', 'draw_front', 'legend_of_front',
-           'front_text', 'joined_calibration', 'calibrations', 'draw_reliability', 'draw_curve', 'reliability_text']
+           'WAYS', 'DISTANCES', 'PLACES', 'AMBIGUOUS', 'ALIGNED', 'KINDS', 'FEWEST_IN_BIN', 'LINES', 'heads_everywhere',
+           'live_of_circuit', 'features_of_circuits', 'live_of', 'Cost', 'backbone_of', 'head_costs', 'is_busy',
+           'head_times', 'mean_drops', 'with_drops', 'split_scores', 'split_mean', 'Standing', 'standing_of',
+           'is_rival', 'standings', 'plain_contrast', 'OfSet', 'of_sets', 'live_cell', 'standing_cell', 'time_cells',
+           'cost_table', 'Measure', 'measures_of', 'Found', 'differences', 'Price', 'prices_of', 'cost_words',
+           'gain_words', 'lead_of', 'difference_sentence', 'standing_sentence', 'what_it_buys', 'label_boxes',
+           'shared_area', 'nearer_points', 'best_place', 'line_boxes', 'place_labels', 'write_label', 'head_kind',
+           'face_of', 'draw_point', 'draw_set', 'draw_front', 'legend_of_front', 'front_text', 'joined_calibration',
+           'calibrations', 'draw_reliability', 'draw_curve', 'reliability_text']
 
 # %% ../../nbs/book/47_costs.ipynb #costs-imports
 import itertools
@@ -30,12 +30,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .answer import SETS, joined
+from .answer import joined, set_title
 from .markup import Cell, signed
 from .records import head_order
+from .robustness import everywhere, has_circuit, unit_counts
 from .style import BLUE, GREEN, GREY, ORANGE, escape_dollars
 from .tables import NAMES, head_cell
-from ..core.provenance import run_name
 from ..data.corrupt import CORRUPTIONS
 from ..heads.circuit import Factors
 from ..heads.head import build_module
@@ -56,26 +56,9 @@ from thesis_ltc.study.intervals import (
 from ..study.outputs import RUN, outputs_of
 
 # %% ../../nbs/book/47_costs.ipynb #units
-def cells_of(plan: Mapping[str, Any], data: str) -> list[Mapping[str, Any]]:
-    "Experiments of a study on an image set."
-    return [cell for cell in plan["cells"] if cell["data"] == data]
-
-
 def heads_everywhere(plan: Mapping[str, Any], data: str) -> list[str]:
     "Heads that a study plans in every unit of an image set, in the order of the table of heads."
-    heads = [cell["head"] for cell in cells_of(plan, data)]
-    most = max(map(heads.count, heads), default=0)
-    return head_order(head for head in heads if heads.count(head) == most)
-
-
-def unit_counts(plan: Mapping[str, Any], data: str, records: pd.DataFrame) -> tuple[int, int]:
-    "Units of an image set whose runs all have a record, and all that the study plans."
-    there = {run_name(*key) for key in zip(records.id, records.seed, strict=True)}
-    units: dict[str, list[bool]] = {}
-    for cell in cells_of(plan, data):
-        unit = str({name: value for name, value in cell["varied"].items() if name != "head"})
-        units.setdefault(unit, []).extend(run_name(cell["id"], seed) in there for seed in cell["seeds"])
-    return sum(map(all, units.values())), len(units)
+    return everywhere({"cells": [cell for cell in plan["cells"] if cell["data"] == data]})
 
 # %% ../../nbs/book/47_costs.ipynb #live-of
 @cache
@@ -252,7 +235,7 @@ class OfSet(NamedTuple):
     @property
     def title(self) -> str:
         "The set as a reader knows it."
-        return SETS.get(self.data, self.data)
+        return set_title(self.data)
 
     @property
     def replicate(self) -> str:
@@ -264,13 +247,12 @@ def of_sets(
     plan: Mapping[str, Any], records: pd.DataFrame, times: Mapping[tuple[str, int], float] | None = None,
 ) -> list[OfSet]:
     "What heads cost and give on each image set of a study that has whole units."
-    found, metric = [], plan["margin"]["metric"]
+    found, metric, counts = [], plan["margin"]["metric"], unit_counts(plan, records)
     for data in dict.fromkeys(cell["data"] for cell in plan["cells"]):
-        published, planned = unit_counts(plan, data, records)
+        published, planned = map(int, counts.loc[data, ["units", "units planned"]])
         if not published:
             continue
-        runs = records[(records.data == data) & records["head"].isin(heads_everywhere(plan, data))].copy()
-        runs.attrs = {}   # pandas copies them with every new table
+        runs = records[(records.data == data) & records["head"].isin(heads_everywhere(plan, data))]
         costs, splits = head_costs(runs, times), split_scores(with_drops(runs, metric))
         scores = {head: split_mean(splits, head, metric) for head in costs}
         parameters = {head: cost.parameters for head, cost in costs.items()}
@@ -543,10 +525,9 @@ KINDS = {   # marker and colour
 
 def head_kind(head: str) -> str:
     "The kind of a head, one of `KINDS`."
-    word = find_head(head).circuit
-    if word is None:
-        return "fully connected layers"
-    return "LSTM or GRU" if word.name in ("lstm", "gru") else "liquid circuit"
+    if has_circuit(head):
+        return "liquid circuit"
+    return "LSTM or GRU" if find_head(head).circuit else "fully connected layers"
 
 
 def face_of(colour: str, state: str) -> Any:

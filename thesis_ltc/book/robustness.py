@@ -7,10 +7,10 @@ __all__ = ['CLEAN', 'SET', 'CORRUPTED', 'STEPS', 'LEVELS', 'SPLIT', 'UNIT', 'RUN
            'OPEN', 'TOO_FEW', 'REFERENCES', 'LAYERS', 'WORDS', 'LEADS', 'NO_PAIRS', 'SHOWN', 'MARKERS', 'SEE', 'BANDS',
            'NO_BANDS', 'MARKS_OF', 'DIRECTIONS', 'ROWS', 'column_name', 'stress_rows', 'drops', 'means_by',
            'unit_means', 'split_means', 'mean_over_splits', 'head_means', 'Compared', 'compare', 'loses_same_steps',
-           'references_of', 'has_circuit', 'set_title', 'difference_text', 'compared_text', 'signed_drop', 'counted',
-           'lead', 'set_sentence', 'finding', 'planned_unit', 'unit_counts', 'progress_sentence', 'everywhere',
-           'heads_table', 'compared_cell', 'pairs_table', 'levels_table', 'draw_line', 'draw_drops', 'hardest_drops',
-           'drops_caption', 'draw_compared_row', 'draw_compared']
+           'references_of', 'has_circuit', 'difference_text', 'compared_text', 'signed_drop', 'counted', 'lead',
+           'set_sentence', 'finding', 'planned_unit', 'unit_counts', 'progress_sentence', 'everywhere', 'heads_table',
+           'compared_cell', 'pairs_table', 'levels_table', 'draw_line', 'draw_drops', 'hardest_drops', 'drops_caption',
+           'draw_compared_row', 'draw_compared']
 
 # %% ../../nbs/book/43_robustness.ipynb #robustness-imports
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .answer import SETS, joined
+from .answer import joined, set_title
 from .figures import BAND
 from .markup import Cell, signed
 from .records import head_order
@@ -205,11 +205,6 @@ def has_circuit(head: str) -> bool:
 # %% ../../nbs/book/43_robustness.ipynb #compared-text
 WORDS = {LESS: "less than", MORE: "more than", AS_MUCH: "as much as", OPEN: "undecided against",
          TOO_FEW: "compared with"}
-
-
-def set_title(name: str) -> str:
-    "An image set as a reader knows it, in short."
-    return SETS.get(name, name).split(" (")[0]
 
 
 def difference_text(found: Compared) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .answer import set_title
 from .figures import draw_mean
 from .records import head_order
 from thesis_ltc.book.robustness import (
@@ -30,7 +31,6 @@ from thesis_ltc.book.robustness import (
     TOO_FEW,
     counted,
     head_means,
-    set_title,
     split_means,
     stress_rows,
     unit_means,

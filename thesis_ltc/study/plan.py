@@ -210,9 +210,9 @@ def notebook_values(one: Planned, study: Study, runs: Path) -> dict[str, Any]:
 # %% ../../nbs/study/65_plan.ipynb #mark-published
 def mark_published(jobs: list[dict[str, Any]], published: Collection[str]) -> list[dict[str, Any]]:
     "Say of each job whether it is left out because its runs are published and no other job needs them."
-    needed, marked = set(), []
+    there, needed, marked = set(published), set(), []
     for job in reversed(jobs):   # those that others need stand before them
-        is_published = job["name"] not in needed and set(runs_of(job)) <= set(published)
+        is_published = job["name"] not in needed and there.issuperset(runs_of(job))
         needed |= set() if is_published else set(job["needs"])
         marked.append(job | {"is_published": is_published})
     return marked[::-1]

@@ -259,9 +259,9 @@ def unlike(row: Mapping[str, Any], record: Record, others: int = 0) -> list[str]
 
 def differs_from_record(row: Mapping[str, Any], record: Record) -> str:
     "How a clean row differs from the record's best test scores; empty if it doesn't."
-    names = unlike(row, record, turned(row["images"]))
-    if not names and len(unlike(row, record)) == 1:   # another answer changes log loss and Brier score
-        names = unlike(row, record)
+    names, beyond_rounding = unlike(row, record, turned(row["images"])), unlike(row, record)
+    if beyond_rounding in (["brier"], ["log_loss"]):   # another answer changes both
+        names = beyond_rounding
     if not names:
         return ""
     name, best = names[0], record.metrics.best.test
